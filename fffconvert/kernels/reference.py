@@ -1,0 +1,141 @@
+"""What a fast feedforward layer computes, in plain PyTorch. Every other path is tested equal to this.
+
+For one token `x` and one tree: start at the root; at each node take the sign of the router's score
+`w . x + b` to go left or right; at the leaf reached, compute the small dense FFN stored there. A node
+that emits adds `activation(score)` times its output weights on the way. Trees are summed, and the
+trunk, a small dense FFN for every token, is added.
+
+Autograd differentiates it as it stands. The choice of the path is hard, so routers that do not emit
+get no gradient. Tokens are taken leaf by leaf: time and memory grow with the leaves that are used,
+not with those that exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fffconvert.tree import child, goes_right
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+"""Activations by the names that `transformers` configurations use."""
+
+
+class FFFWeights(NamedTuple):
+    """The tensors of one fast feedforward layer. Parts that the shape lacks have a dimension of 0."""
+
+    router_weight: Tensor  # (n_trees, n_nodes, d_model)
+    router_bias: Tensor  # (n_trees, n_nodes)
+    node_out_weight: Tensor  # (n_trees, n_nodes, d_model) where nodes emit, else (n_trees, 0, d_model)
+    leaf_in_weight: Tensor  # (n_trees, n_leaves, leaf_width, d_model)
+    leaf_in_bias: Tensor  # (n_trees, n_leaves, leaf_width)
+    leaf_out_weight: Tensor  # (n_trees, n_leaves, leaf_width, d_model)
+    leaf_out_bias: Tensor  # (n_trees, n_leaves, d_model)
+    trunk_in_weight: Tensor  # (trunk, d_model)
+    trunk_in_bias: Tensor  # (trunk,)
+    trunk_out_weight: Tensor  # (trunk, d_model)
+
+    @property
+    def depth(self) -> int:
+        """Levels of routers, read off the number of leaves."""
+        return self.leaf_in_weight.shape[1].bit_length() - 1
+
+    @property
+    def emitting(self) -> bool:
+        """Whether nodes are neurons too."""
+        return self.node_out_weight.shape[1] > 0
+
+
+def dense_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, out_weight: Tensor, activation: str) -> Tensor:
+    """A dense FFN without output bias.
+
+    Args:
+        x: `(n_tokens, d_model)`.
+        in_weight: `(n_neurons, d_model)`.
+        in_bias: `(n_neurons,)`.
+        out_weight: `(n_neurons, d_model)`, one row per neuron.
+        activation: A name in `ACTIVATIONS`.
+
+    Returns:
+        `(n_tokens, d_model)`.
+    """
+    return ACTIVATIONS[activation](F.linear(x, in_weight, in_bias)) @ out_weight
+
+
+def score(x: Tensor, weights: FFFWeights, tree: int, node: Tensor) -> Tensor:
+    """The score of one node per token: `(n_tokens,)` from `x` `(n_tokens, d_model)` and `node` `(n_tokens,)`."""
+    routers = weights.router_weight[tree, node]  # (n_tokens, d_model)
+    return (x * routers).sum(-1) + weights.router_bias[tree, node]
+
+
+def route(x: Tensor, weights: FFFWeights, tree: int = 0) -> Tensor:
+    """The leaf that each token reaches in one tree: `(n_tokens,)`, from `x` `(n_tokens, d_model)`."""
+    node = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    for _ in range(weights.depth):
+        node = child(node, goes_right(score(x, weights, tree, node)).long())
+    return node - (2**weights.depth - 1)
+
+
+def leaves_forward(x: Tensor, leaf: Tensor, weights: FFFWeights, tree: int, activation: str) -> Tensor:
+    """Each token through its own leaf: `(n_tokens, d_model)`, from `leaf` `(n_tokens,)`."""
+    order = leaf.argsort(stable=True)
+    used, counts = torch.unique_consecutive(leaf[order], return_counts=True)
+    outputs = [
+        dense_ffn(tokens, in_weight, in_bias, out_weight, activation) + out_bias
+        for tokens, in_weight, in_bias, out_weight, out_bias in zip(
+            x[order].split(counts.tolist()),
+            weights.leaf_in_weight[tree, used].unbind(),
+            weights.leaf_in_bias[tree, used].unbind(),
+            weights.leaf_out_weight[tree, used].unbind(),
+            weights.leaf_out_bias[tree, used].unbind(),
+            strict=True,
+        )
+    ]
+    return torch.cat(outputs)[order.argsort()]
+
+
+def emissions(x: Tensor, weights: FFFWeights, tree: int, activation: str) -> Tensor:
+    """What the emitting nodes on each token's path add: `(n_tokens, d_model)`."""
+    total = torch.zeros_like(x)
+    node = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    for _ in range(weights.depth):
+        scores = score(x, weights, tree, node)
+        total = total + ACTIVATIONS[activation](scores)[:, None] * weights.node_out_weight[tree, node]
+        node = child(node, goes_right(scores).long())
+    return total
+
+
+def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
+    """A fast feedforward layer.
+
+    Args:
+        x: `(n_tokens, d_model)`; any number of tokens, none included.
+        weights: The layer's tensors, in the dtype and on the device of `x`.
+        activation: A name in `ACTIVATIONS`.
+
+    Returns:
+        `(n_tokens, d_model)`.
+    """
+    if len(x) == 0:
+        return x.clone()
+    parts = []
+    for tree in range(weights.leaf_in_weight.shape[0]):
+        parts.append(leaves_forward(x, route(x, weights, tree), weights, tree, activation))
+        if weights.emitting:
+            parts.append(emissions(x, weights, tree, activation))
+    if len(weights.trunk_in_weight):
+        trunk = (weights.trunk_in_weight, weights.trunk_in_bias, weights.trunk_out_weight)
+        parts.append(dense_ffn(x, *trunk, activation))
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]

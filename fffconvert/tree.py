@@ -1,0 +1,109 @@
+"""The shape of a tree: what is counted, how a node finds its children, which way a tie goes.
+
+Nodes are numbered as in a binary heap: the root is 0 and the children of node `i` are `2 * i + 1`
+(left) and `2 * i + 2` (right). The `2**depth` leaves follow the `2**depth - 1` internal nodes, so the
+leaf reached is the last node's number less the number of internal nodes. Nothing here needs torch:
+the functions take whatever supports arithmetic and comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fffconvert.errors import UserError
+
+MAX_DEPTH = 20  # a million leaves; past it a typo is likelier than a wish
+
+
+def goes_right(score: Any) -> Any:
+    """The tie rule, stated here and nowhere else: a score of exactly 0 goes right, NaN goes left."""
+    return score >= 0
+
+
+def child(node: Any, right: Any) -> Any:
+    """The heap number of a node's child; `right` is 0 or 1 (or a tensor of them)."""
+    return 2 * node + 1 + right
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """The shape of one fast feedforward layer.
+
+    Attributes:
+        depth: Levels of routers; a tree has `2**depth` leaves. Depth 0 is an ordinary dense FFN.
+        leaf_width: Neurons in each leaf. 0 leaves only the leaf's output bias.
+        trunk: Neurons that every token uses, whatever its path.
+        trees: Parallel trees whose outputs are summed.
+        emitting: Whether the routers are neurons too: a node then adds the activation of its own score,
+            times its own output weights. This is the shape of UltraFastBERT (arXiv 2311.10770).
+
+    Raises:
+        UserError: For a number that no tree can have.
+    """
+
+    depth: int
+    leaf_width: int
+    trunk: int = 0
+    trees: int = 1
+    emitting: bool = False
+
+    def __post_init__(self) -> None:
+        for name, lowest, highest in (
+            ("depth", 0, MAX_DEPTH),
+            ("leaf_width", 0, None),
+            ("trunk", 0, None),
+            ("trees", 1, None),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or value < lowest or (highest is not None and value > highest):
+                limits = f"from {lowest} to {highest}" if highest is not None else f"of at least {lowest}"
+                raise UserError(f"tree.{name} is {value!r}; expected a whole number {limits}")
+        if type(self.emitting) is not bool:
+            raise UserError(f"tree.emitting is {self.emitting!r}; expected true or false")
+
+    @property
+    def n_leaves(self) -> int:
+        """Leaves of one tree."""
+        return int(2**self.depth)
+
+    @property
+    def n_nodes(self) -> int:
+        """Internal nodes, and so routers, of one tree."""
+        return self.n_leaves - 1
+
+    @property
+    def active_neurons(self) -> float:
+        """Neurons that one token uses, routers included.
+
+        A neuron costs two vectors of `d_model` (input and output weights); a router that does not emit
+        costs one, so it counts as half a neuron.
+        """
+        per_level = 1.0 if self.emitting else 0.5
+        return self.trunk + self.trees * (self.leaf_width + per_level * self.depth)
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons that the layer stores; emitting nodes count, plain routers do not."""
+        nodes = self.n_nodes if self.emitting else 0
+        return self.trunk + self.trees * (self.n_leaves * self.leaf_width + nodes)
+
+    def n_parameters(self, d_model: int) -> int:
+        """Numbers that one layer stores for inputs of `d_model`."""
+        router = (2 if self.emitting else 1) * d_model + 1
+        neuron = 2 * d_model + 1
+        leaf = self.leaf_width * neuron + d_model
+        return self.trunk * neuron + self.trees * (self.n_nodes * router + self.n_leaves * leaf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shape as plain values, as `config.json` and recipes hold it."""
+        return asdict(self)
+
+
+REMOVED = TreeShape(depth=0, leaf_width=0)
+"""The control without an FFN: one bias, the mean output, for every token."""
+
+
+def narrow(shape: TreeShape) -> TreeShape:
+    """The control with as many dense neurons as `shape` has active, rounded up in the control's favour."""
+    return TreeShape(depth=0, leaf_width=-int(-shape.active_neurons // 1))
