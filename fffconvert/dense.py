@@ -1,0 +1,83 @@
+"""The weights of one dense FFN, free of the model family that they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert.errors import UserError
+from fffconvert.kernels import ACTIVATIONS
+from fffconvert.kernels.reference import dense_ffn
+
+
+@dataclass(frozen=True)
+class DenseFFN:
+    """A dense feed-forward network, `activation(x @ in_weight.T + in_bias) @ out_weight + out_bias`.
+
+    Attributes:
+        in_weight: `(n_neurons, d_model)`, one row per neuron.
+        in_bias: `(n_neurons,)`.
+        out_weight: `(n_neurons, d_model)`, one row per neuron (the transpose of `nn.Linear`'s weight).
+        out_bias: `(d_model,)`.
+        activation: A name in `fffconvert.kernels.ACTIVATIONS`.
+    """
+
+    in_weight: Tensor
+    in_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+    activation: str
+
+    @classmethod
+    def read(cls, up: nn.Linear, down: nn.Linear, activation: str, name: str) -> DenseFFN:
+        """Copies the weights of two linear layers, in float32.
+
+        Args:
+            up: From `d_model` to `n_neurons`.
+            down: From `n_neurons` to `d_model`.
+            activation: The activation between them.
+            name: What an error message calls this FFN.
+
+        Raises:
+            UserError: For an activation without a definition here, or weights that are not finite.
+        """
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise UserError(f"{name}: activation {activation!r} is not supported; expected one of {known}")
+        tensors = {
+            "input weights": up.weight,
+            "input biases": up.bias,
+            "output weights": down.weight.T,
+            "output biases": down.bias,
+        }
+        for part, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"{name}: its {part} hold NaN or infinity; expected finite numbers. "
+                    "Convert a checkpoint from before training diverged."
+                )
+        return cls(
+            *(t.detach().to("cpu", torch.float32, copy=True).contiguous() for t in tensors.values()),
+            activation=activation,
+        )
+
+    @property
+    def n_neurons(self) -> int:
+        """Rows of the input weights."""
+        return self.in_weight.shape[0]
+
+    @property
+    def d_model(self) -> int:
+        """Columns of the input weights."""
+        return self.in_weight.shape[1]
+
+    def activations(self, x: Tensor) -> Tensor:
+        """What each neuron gives, `(n_tokens, n_neurons)`, for `x` `(n_tokens, d_model)`."""
+        return ACTIVATIONS[self.activation](x @ self.in_weight.T + self.in_bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The FFN's output, `(n_tokens, d_model)`, for `x` `(n_tokens, d_model)`."""
+        parts = (self.in_weight, self.in_bias, self.out_weight)
+        return dense_ffn(x, *parts, self.activation) + self.out_bias

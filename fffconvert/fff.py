@@ -1,0 +1,92 @@
+"""The fast feedforward layer: the module that stands where a dense FFN stood."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert.kernels import FFFWeights, fff_forward, route
+from fffconvert.tree import TreeShape
+
+
+class FFF(nn.Module):
+    """A fast feedforward layer (Belcak & Wattenhofer, arXiv 2308.14711 and 2311.10770), hard routed.
+
+    Routers that do not emit are fixed after conversion: a hard choice passes them no gradient.
+
+    Args:
+        shape: The shape of the tree or trees.
+        d_model: Width of inputs and outputs.
+        activation: A name in `fffconvert.kernels.ACTIVATIONS`.
+
+    Shapes:
+        Input and output are `(..., d_model)`.
+    """
+
+    def __init__(self, shape: TreeShape, d_model: int, activation: str) -> None:
+        super().__init__()
+        self.shape = shape
+        self.d_model = d_model
+        self.activation = activation
+        for name, size in self.parameter_shapes().items():
+            if 0 in size:  # a part that this shape lacks: known, but neither trained nor stored
+                self.register_buffer(name, torch.empty(size), persistent=False)
+            else:
+                trained = shape.emitting or not name.startswith("router_")
+                self.register_parameter(name, nn.Parameter(torch.empty(size), requires_grad=trained))
+        self.reset_parameters()
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The size of each tensor of `FFFWeights`; a part that the shape lacks has a dimension of 0."""
+        s, d_model = self.shape, self.d_model
+        leaf = (s.trees, s.n_leaves, s.leaf_width)
+        return {
+            "router_weight": (s.trees, s.n_nodes, d_model),
+            "router_bias": (s.trees, s.n_nodes),
+            "node_out_weight": (s.trees, s.n_nodes if s.emitting else 0, d_model),
+            "leaf_in_weight": (*leaf, d_model),
+            "leaf_in_bias": leaf,
+            "leaf_out_weight": (*leaf, d_model),
+            "leaf_out_bias": (s.trees, s.n_leaves, d_model),
+            "trunk_in_weight": (s.trunk, d_model),
+            "trunk_in_bias": (s.trunk,),
+            "trunk_out_weight": (s.trunk, d_model),
+        }
+
+    def reset_parameters(self) -> None:
+        """Draws every number as `nn.Linear` would draw it for as many inputs; output biases are 0."""
+        active = max(1.0, self.shape.active_neurons)
+        for name in self.parameter_shapes():
+            fan_in = active if "_out_" in name else self.d_model
+            bound = 0.0 if name == "leaf_out_bias" else fan_in**-0.5
+            with torch.no_grad():
+                getattr(self, name).uniform_(-bound, bound)
+
+    @property
+    def weights(self) -> FFFWeights:
+        """The layer's tensors as the kernels take them."""
+        return FFFWeights(*(getattr(self, name) for name in FFFWeights._fields))
+
+    @torch.no_grad()
+    def load_weights(self, weights: FFFWeights) -> None:
+        """Copies `weights` into the layer."""
+        for name, tensor in weights._asdict().items():
+            getattr(self, name).copy_(tensor)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Runs the layer on `(..., d_model)`."""
+        tokens = hidden_states.reshape(-1, self.d_model)  # (n_tokens, d_model)
+        return fff_forward(tokens, self.weights, self.activation).reshape(hidden_states.shape)
+
+    @torch.no_grad()
+    def leaf_of(self, hidden_states: Tensor) -> Tensor:
+        """The leaf each token reaches, `(n_tokens, n_trees)`, from `(..., d_model)`."""
+        tokens = hidden_states.reshape(-1, self.d_model)
+        return torch.stack([route(tokens, self.weights, tree) for tree in range(self.shape.trees)], 1)
+
+    def extra_repr(self) -> str:
+        """Shape, width and activation, for `print(model)`."""
+        shape = ", ".join(f"{name}={value}" for name, value in self.shape.to_dict().items())
+        return f"d_model={self.d_model}, {shape}, activation={self.activation!r}"
+
+

@@ -1,0 +1,124 @@
+"""Converted models as ordinary `transformers` models, one configuration per family and one class per head.
+
+For each family this derives a configuration (`fff-bert` from `bert`, holding the tree's shape under
+`fff`) and, for each head that the family has, a class that differs from the dense one only in its FFNs.
+Both are registered with the Auto classes, the way `transformers` documents for custom models, so that
+`from_pretrained`, `pipeline`, `Trainer` and `save_pretrained` treat a converted model like any other.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any, cast
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+from fffconvert.errors import UserError
+from fffconvert.families import FAMILIES, Family, family_of, replace_ffns
+from fffconvert.fff import FFF
+from fffconvert.tree import TreeShape
+
+PREFIX = "fff-"
+
+
+def is_converted(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a converted model."""
+    return config.model_type.startswith(PREFIX)
+
+
+def converted_family(config: PreTrainedConfig) -> Family:
+    """The family that a converted model's configuration came from."""
+    return FAMILIES[config.model_type.removeprefix(PREFIX)]
+
+
+def shape_of(config: PreTrainedConfig) -> TreeShape:
+    """The tree's shape in a converted model's configuration.
+
+    Raises:
+        UserError: For a configuration without one, or with one that no tree can have.
+    """
+    try:
+        return TreeShape(**config.fff)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"config.json: `fff` does not hold the shape of a tree ({error})") from error
+
+
+def dense_neurons(config: PreTrainedConfig) -> int:
+    """Neurons of one dense FFN of the original model."""
+    family = converted_family(config) if is_converted(config) else family_of(config)
+    return int(getattr(config, family.n_neurons))
+
+
+@cache
+def config_class(family: Family) -> type[PreTrainedConfig]:
+    """The configuration class of a converted family: the dense one and the field `fff`."""
+    dense = getattr(transformers, family.config_class)
+    name = f"FFF{family.config_class}"
+    fields = {
+        "__module__": __name__,
+        "__doc__": f"`{family.config_class}` and `fff`, the shape of the trees (see `fffconvert.TreeShape`).",
+        "__annotations__": {"fff": dict[str, Any] | None},
+        "model_type": PREFIX + family.model_type,
+        "fff": None,
+    }
+    return _publish(type(name, (dense,), fields))
+
+
+class _FFFMixin:
+    """What a converted class adds to the dense one: FFF layers in place of the FFNs."""
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        install(cast(PreTrainedModel, self), converted_family(config))
+
+
+def install(model: PreTrainedModel, family: Family) -> None:
+    """Replaces the FFNs of `model` by FFF layers of the shape that its configuration names."""
+    config = model.config
+    shape = shape_of(config)
+    d_model, activation = getattr(config, family.d_model), getattr(config, family.activation)
+    replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
+
+
+@cache
+def model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The converted counterpart of a dense model class, head included.
+
+    Raises:
+        UserError: For a class of a family without a row in `FAMILIES`.
+    """
+    family = family_of(cast(PreTrainedConfig, dense_class.config_class))
+    fields = {
+        "__module__": __name__,
+        "__doc__": f"`{dense_class.__name__}` with fast feedforward trees for FFNs.",
+        "config_class": config_class(family),
+    }
+    return _publish(type(f"FFF{dense_class.__name__}", (_FFFMixin, dense_class), fields))
+
+
+def _publish(cls: type) -> Any:
+    """Makes a derived class importable by its name, which pickling needs."""
+    setattr(sys.modules[__name__], cls.__name__, cls)
+    return cls
+
+
+def register() -> None:
+    """Makes the Auto classes know every converted family and head. Called once, by `import fffconvert`."""
+    auto_classes = [
+        value
+        for value in vars(modeling_auto).values()
+        if isinstance(value, type) and issubclass(value, _BaseAutoModelClass) and value._model_mapping is not None
+    ]
+    for family in FAMILIES.values():
+        dense_config = getattr(transformers, family.config_class)
+        converted_config = config_class(family)
+        AutoConfig.register(converted_config.model_type, converted_config)
+        for auto_class in auto_classes:
+            if dense_config in auto_class._model_mapping:
+                found = auto_class._model_mapping[dense_config]
+                for dense_class in found if isinstance(found, tuple) else (found,):
+                    auto_class.register(converted_config, model_class(dense_class))
