@@ -37,6 +37,7 @@ class TreeShape:
         trees: Parallel trees whose outputs are summed.
         emitting: Whether the routers are neurons too: a node then adds the activation of its own score,
             times its own output weights. This is the shape of UltraFastBERT (arXiv 2311.10770).
+        linear: Whether neurons have the identity for an activation instead of the dense model's.
 
     Raises:
         UserError: For a number that no tree can have.
@@ -47,6 +48,7 @@ class TreeShape:
     trunk: int = 0
     trees: int = 1
     emitting: bool = False
+    linear: bool = False
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
@@ -59,8 +61,9 @@ class TreeShape:
             if type(value) is not int or value < lowest or (highest is not None and value > highest):
                 limits = f"from {lowest} to {highest}" if highest is not None else f"of at least {lowest}"
                 raise UserError(f"tree.{name} is {value!r}; expected a whole number {limits}")
-        if type(self.emitting) is not bool:
-            raise UserError(f"tree.emitting is {self.emitting!r}; expected true or false")
+        for name in ("emitting", "linear"):
+            if type(getattr(self, name)) is not bool:
+                raise UserError(f"tree.{name} is {getattr(self, name)!r}; expected true or false")
 
     @property
     def n_leaves(self) -> int:

@@ -1,0 +1,122 @@
+"""Hierarchical k-means: from the inputs of an FFN, or from its neurons, to the routers of a tree.
+
+At every node the points there are split in two by 2-means. Two centres are told apart by a hyperplane,
+and that hyperplane is the router. The split is balanced: the threshold is the median of the
+calibration inputs at the node, so all leaves see equally many of them.
+
+- `inputs` clusters the FFN's calibration inputs.
+- `neurons` clusters the rows of its input weights, as MoEfication (arXiv 2110.01786) does for experts;
+  a router points from the mean of one half of a node's neurons to that of the other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from fffconvert.tree import child, goes_right
+
+Clustered = Literal["inputs", "neurons"]
+
+START_POINTS = 4096  # k-means starts from a sample of a node's points; balancing then uses them all
+BALANCING_ROUNDS = 10  # enough for the split to settle; it moves little after the third
+
+
+def two_means(points: Tensor, seed: int) -> Tensor:
+    """The direction from one centre of 2-means to the other.
+
+    Args:
+        points: `(n_points, n_features)`.
+        seed: Where k-means starts.
+
+    Returns:
+        `(n_features,)`; zeros where there are not two distinct points.
+    """
+    random = np.random.default_rng(seed)
+    sample = points[torch.from_numpy(random.permutation(len(points))[:START_POINTS])]
+    if len(sample) < 2 or torch.equal(sample.amin(0), sample.amax(0)):
+        return torch.zeros(points.shape[1])
+    with threadpool_limits(1, "openmp"):  # several threads add up in any order: the seed would not decide
+        centers = KMeans(2, n_init=1, max_iter=10, random_state=seed).fit(sample.numpy()).cluster_centers_
+    return torch.from_numpy(centers[1] - centers[0]).to(points.dtype)
+
+
+def balanced_two_means(points: Tensor, seed: int) -> Tensor:
+    """As `two_means`, under the constraint that both clusters have as many points.
+
+    With two centres the best balanced assignment is to cut the projections on their difference at the
+    median, so the rounds of k-means stay exact.
+    """
+    direction = two_means(points, seed)
+    for _ in range(BALANCING_ROUNDS):
+        scores = points @ direction
+        right = goes_right(scores - median(scores))
+        if right.all():
+            break
+        moved = points[right].mean(0) - points[~right].mean(0)
+        if torch.equal(moved, direction):
+            break
+        direction = moved
+    return direction
+
+
+def grow(
+    clustered: Clustered, inputs: Tensor, in_weight: Tensor, depth: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Grows the routers of one tree, node by node from the root.
+
+    Args:
+        clustered: What is clustered (see the module's text).
+        inputs: Calibration inputs, `(n_tokens, d_model)`; they set every threshold.
+        in_weight: The dense neurons, `(n_neurons, d_model)`.
+        depth: Levels of routers.
+        seed: Decides every draw.
+
+    Returns:
+        Router weights `(n_nodes, d_model)` and biases `(n_nodes,)`. Scores of a node's calibration inputs
+        have a standard deviation of 1.
+    """
+    weights = torch.zeros(2**depth - 1, inputs.shape[1])
+    biases = torch.zeros(2**depth - 1)
+    node_of_token = torch.zeros(len(inputs), dtype=torch.long)
+    node_of_neuron = torch.zeros(len(in_weight), dtype=torch.long)
+    for node in range(len(weights)):
+        here = (node_of_token == node).nonzero()[:, 0]
+        tokens = inputs[here]
+        if clustered == "inputs":
+            direction = balanced_two_means(tokens, seed + node)
+        else:
+            neurons_here = (node_of_neuron == node).nonzero()[:, 0]
+            neurons = in_weight[neurons_here]
+            direction = neuron_direction(neurons, weights[(node - 1) // 2], seed + node)
+            right = goes_right(neurons @ direction - median(neurons @ direction))
+            node_of_neuron[neurons_here] = child(node, right.long())
+        weights[node], biases[node] = at_median(tokens, direction)
+        node_of_token[here] = child(node, goes_right(tokens @ weights[node] + biases[node]).long())
+    return weights, biases
+
+
+def neuron_direction(neurons: Tensor, parent: Tensor, seed: int) -> Tensor:
+    """From one half of a node's neurons to the other; a lone neuron's own weights; none: the parent's."""
+    if len(neurons) > 1:
+        return balanced_two_means(neurons, seed)
+    return neurons[0] if len(neurons) else parent
+
+
+def at_median(tokens: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """A router along `direction` with unit spread on its tokens and its threshold at their median."""
+    scores = tokens @ direction
+    spread = scores.std() if len(scores) > 1 else scores.new_zeros(())
+    if spread > 0:
+        direction = direction / spread
+    return direction, -median(tokens @ direction)
+
+
+def median(scores: Tensor) -> Tensor:
+    """Midway between the two middle values, so that a tie is rare; 0 for no values."""
+    return scores.quantile(0.5) if len(scores) else scores.new_zeros(())

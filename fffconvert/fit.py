@@ -1,0 +1,195 @@
+"""The closed-form fit: from a dense FFN and its calibration inputs to the weights of an FFF layer.
+
+The parts are fitted one after the other, each to what the earlier ones left over: the trunk, then tree
+after tree, and in a tree the emitting nodes from the root down, then the leaves. A part takes the dense
+neurons whose contribution varies most on its own inputs (a neuron may serve several leaves) and refits
+their output weights by ridge regression toward the original ones. A linear part is the best linear map
+of its rank on its own inputs (reduced-rank regression; Izenman 1975). The mean of what is left out goes
+into the leaf's output bias.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fffconvert.cluster import grow
+from fffconvert.dense import DenseFFN
+from fffconvert.errors import UserError
+from fffconvert.fff import FFF
+from fffconvert.kernels import ACTIVATIONS, FFFWeights, route
+from fffconvert.kernels.reference import dense_ffn, score
+from fffconvert.tree import TreeShape, child, goes_right
+
+Init = Literal["inputs", "neurons", "random"]
+
+RIDGE = 0.1  # of the mean variance of a regressor; between 0.01 and 1 the held-out error hardly moves
+FEWEST_TOKENS = 32  # a leaf with fewer is fitted on its closest ancestor that has as many
+CHUNK = 8192  # tokens whose dense activations are held at a time
+
+
+class Part(NamedTuple):
+    """A small FFN without output bias: a leaf's neurons or the trunk."""
+
+    in_weight: Tensor  # (width, d_model)
+    in_bias: Tensor  # (width,)
+    out_weight: Tensor  # (width, d_model)
+
+
+def fit_layer(ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed: int) -> FFF:
+    """Fits a whole layer.
+
+    Args:
+        ffn: The dense FFN.
+        inputs: Its calibration inputs, `(n_tokens, d_model)`.
+        shape: The shape of the layer.
+        init: What is clustered to grow the trees; `random` draws all weights as `nn.Linear` would and only
+            sets the leaves' biases to the mean output: the control.
+        seed: Decides every draw.
+
+    Returns:
+        The layer, float32 on the CPU.
+
+    Raises:
+        UserError: For more neurons in a leaf or in the trunk than the dense FFN can fill.
+    """
+    limit = ffn.d_model if shape.linear else ffn.n_neurons
+    for name in ("leaf_width", "trunk"):
+        if init != "random" and getattr(shape, name) > limit:
+            raise UserError(f"tree.{name} is {getattr(shape, name)}; expected at most {limit} for this model")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        layer = FFF(shape, ffn.d_model, activation_of(shape, ffn.activation))
+        rest = torch.cat([ffn(x) for x in inputs.split(CHUNK)])  # (n_tokens, d_model), to be explained
+        if init == "random":
+            layer.leaf_out_bias[0] = rest.mean(0)
+        else:
+            fit_trunk(ffn, inputs, rest, layer)
+            for tree in range(shape.trees):
+                fit_tree(ffn, inputs, rest, layer, tree, init, seed + tree)
+    return layer
+
+
+def activation_of(shape: TreeShape, dense_activation: str) -> str:
+    """The activation of a layer's neurons."""
+    return "identity" if shape.linear else dense_activation
+
+
+def fit_trunk(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF) -> None:
+    """Fits the trunk and takes what it explains off `rest`, in place."""
+    if layer.shape.trunk:
+        trunk = fit_part(ffn, inputs, rest, layer.shape.trunk, layer.shape.linear)
+        for name, tensor in trunk._asdict().items():
+            getattr(layer, f"trunk_{name}").copy_(tensor)
+        rest -= dense_ffn(inputs, *trunk, layer.activation)
+
+
+def fit_tree(
+    ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF, tree: int, init: Literal["inputs", "neurons"], seed: int
+) -> None:
+    """Grows one tree, fits its nodes and leaves, and takes what it explains off `rest`, in place."""
+    view = torch.ones(ffn.d_model)
+    if tree > 0:  # the same view would grow the same tree: a random subspace each (Ho 1998)
+        view = torch.bernoulli(torch.full_like(view, 0.5), generator=torch.Generator().manual_seed(seed))
+    grown = grow(init, inputs * view, ffn.in_weight * view, layer.shape.depth, seed)
+    layer.router_weight[tree], layer.router_bias[tree] = grown
+    if layer.shape.emitting:
+        fit_nodes(inputs, rest, layer, tree)
+    fit_leaves(ffn, inputs, rest, layer, tree)
+
+
+def fit_nodes(inputs: Tensor, rest: Tensor, layer: FFF, tree: int) -> None:
+    """Fits the output weights of emitting nodes from the root down, each on the tokens that reach it."""
+    node_of_token = torch.zeros(len(inputs), dtype=torch.long)
+    for node in range(layer.shape.n_nodes):
+        here = (node_of_token == node).nonzero()[:, 0]
+        if len(here) == 0:
+            layer.node_out_weight[tree, node] = 0
+            continue
+        scores = score(inputs[here], layer.weights, tree, node_of_token[here])
+        activity = ACTIVATIONS[layer.activation](scores)[:, None]  # (n_here, 1)
+        out_weight = ridge(activity, rest[here], torch.zeros(1, layer.d_model))[0]
+        layer.node_out_weight[tree, node] = out_weight
+        rest[here] -= activity * out_weight
+        node_of_token[here] = child(node, goes_right(scores).long())
+
+
+def fit_leaves(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF, tree: int) -> None:
+    """Fits the leaves of one tree, each on the tokens that reach it."""
+    leaf_of_token = route(inputs, layer.weights, tree)
+    targets = rest.clone()  # neighbours lend their tokens, so these must not change on the way
+    for leaf in range(layer.shape.n_leaves):
+        near = neighbourhood(leaf_of_token, leaf, layer.shape.depth)
+        part = fit_part(ffn, inputs[near], targets[near], layer.shape.leaf_width, layer.shape.linear)
+        bias = (targets[near] - dense_ffn(inputs[near], *part, layer.activation)).mean(0)
+        if layer.shape.leaf_width == ffn.n_neurons:
+            bias = ffn.out_bias  # nothing is left out, so this is the dense FFN itself
+        for name, tensor in part._asdict().items():
+            getattr(layer, f"leaf_{name}")[tree, leaf] = tensor
+        layer.leaf_out_bias[tree, leaf] = bias
+        here = (leaf_of_token == leaf).nonzero()[:, 0]
+        rest[here] -= dense_ffn(inputs[here], *part, layer.activation) + bias
+
+
+def neighbourhood(leaf_of_token: Tensor, leaf: int, depth: int) -> Tensor:
+    """The tokens to fit a leaf on: its own, or those below its closest ancestor that has enough."""
+    for height in range(depth + 1):
+        near = (leaf_of_token >> height == leaf >> height).nonzero()[:, 0]
+        if len(near) >= FEWEST_TOKENS:
+            break
+    return near
+
+
+def fit_part(ffn: DenseFFN, x: Tensor, target: Tensor, width: int, linear: bool) -> Part:
+    """The best small FFN found for `target` `(n_tokens, d_model)` at `x` `(n_tokens, d_model)`."""
+    if linear:
+        return reduced_rank(x, target, width)
+    if width == ffn.n_neurons:
+        return Part(ffn.in_weight, ffn.in_bias, ffn.out_weight)
+    chosen = contributions(ffn, x).topk(width).indices.sort().values
+    in_weight, in_bias = ffn.in_weight[chosen], ffn.in_bias[chosen]
+    activity = ACTIVATIONS[ffn.activation](x @ in_weight.T + in_bias)  # (n_tokens, width)
+    return Part(in_weight, in_bias, ridge(activity, target, toward=ffn.out_weight[chosen]))
+
+
+def contributions(ffn: DenseFFN, x: Tensor) -> Tensor:
+    """How much each dense neuron moves the output on `x`: `(n_neurons,)`, variance times squared length."""
+    total, squares = torch.zeros(2, ffn.n_neurons, dtype=torch.float64)
+    for chunk in x.split(CHUNK):
+        activity = ffn.activations(chunk).double()
+        total += activity.sum(0)
+        squares += activity.square().sum(0)
+    variance = squares / len(x) - (total / len(x)).square()
+    return (variance * ffn.out_weight.square().sum(1)).float()
+
+
+def ridge(activity: Tensor, target: Tensor, toward: Tensor) -> Tensor:
+    """Output weights `(width, d_model)` that predict `target` from `activity`, both centred.
+
+    Args:
+        activity: `(n_tokens, width)`.
+        target: `(n_tokens, d_model)`.
+        toward: `(width, d_model)`, where the weights stay as far as the data do not say otherwise.
+    """
+    activity = activity - activity.mean(0)
+    gap = target - target.mean(0) - activity @ toward
+    return toward + torch.linalg.solve(regularized(activity.T @ activity), activity.T @ gap)
+
+
+def reduced_rank(x: Tensor, target: Tensor, rank: int) -> Part:
+    """The linear map of `rank` that predicts `target` best from `x`, both centred, under the same ridge."""
+    mean = x.mean(0)
+    x, target = x - mean, target - target.mean(0)
+    full = torch.linalg.solve(regularized(x.T @ x), x.T @ target)  # (d_model, d_model)
+    predicted = x @ full
+    basis = torch.linalg.eigh(predicted.T @ predicted).eigenvectors[:, -rank or len(mean) :]  # (d_model, rank)
+    in_weight = (full @ basis).T
+    return Part(in_weight, -in_weight @ mean, basis.T)
+
+
+def regularized(gram: Tensor) -> Tensor:
+    """A Gram matrix with the ridge on its diagonal; invertible even where all regressors are constant."""
+    strength = RIDGE * gram.diagonal().mean() if len(gram) else 0.0
+    return gram + (strength + torch.finfo(gram.dtype).tiny) * torch.eye(len(gram))
