@@ -90,7 +90,7 @@ def _compile(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
         built = Path(folder) / target.name
         command = [_compiler(), *_flags(), f"-I{root / 'include'}", str(SOURCE), "-o", str(built), *libraries]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
         if done.returncode != 0:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
             raise Unavailable(f"{command[0]} could not compile {SOURCE.name}: {errors[0]}")
