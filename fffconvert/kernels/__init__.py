@@ -1,7 +1,105 @@
-"""The one door to the arithmetic of a fast feedforward layer."""
+"""The one door to the arithmetic of a fast feedforward layer.
+
+Which implementation serves is decided once per process, at the first call: the CPU kernel where it can be
+built, else the reference. `FFFCONVERT_KERNEL` (`auto`, `reference` or `cpu`) overrides that by name.
+"""
 
 from __future__ import annotations
 
-from fffconvert.kernels.reference import ACTIVATIONS, FFFWeights, fff_forward, route
+import os
+import warnings
+from dataclasses import dataclass
 
-__all__ = ["ACTIVATIONS", "FFFWeights", "fff_forward", "route"]
+import torch
+from torch import Tensor
+
+from fffconvert.errors import UserError
+from fffconvert.kernels import cpu, reference
+from fffconvert.kernels.reference import ACTIVATIONS, FFFWeights, route
+
+__all__ = ["ACTIVATIONS", "FFFWeights", "Implementation", "fff_forward", "route", "status"]
+
+VARIABLE = "FFFCONVERT_KERNEL"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute a layer: whether it can serve here, and why or why not."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+_cpu: Implementation | None = None
+
+
+def _cpu_kernel() -> Implementation:
+    """The CPU kernel, built and loaded when first asked for; warns once where that fails."""
+    global _cpu
+    if _cpu is None:
+        _cpu = _load_cpu()
+        if not _cpu.available and _wanted() != "reference":
+            warnings.warn(f"fffconvert uses the slower PyTorch reference: {_cpu.reason}", stacklevel=4)
+    return _cpu
+
+
+def _load_cpu() -> Implementation:
+    try:
+        cpu.load()
+    except cpu.Unavailable as error:
+        return Implementation("cpu", False, str(error))
+    return Implementation("cpu", True, f"built as {cpu.library_path()}")
+
+
+def _wanted() -> str:
+    wanted = os.environ.get(VARIABLE, "auto")
+    if wanted not in ("auto", "reference", "cpu"):
+        raise UserError(f"{VARIABLE} is {wanted!r}; expected auto, reference or cpu")
+    return wanted
+
+
+_decided: bool | None = None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _uses_cpu_kernel() -> bool:
+    """Whether float32 and bfloat16 on a CPU go to the kernel: decided at the first call, for the process."""
+    global _decided
+    if _decided is None:
+        wanted = _wanted()
+        _decided = wanted != "reference" and _cpu_kernel().available
+        if wanted == "cpu" and not _decided:
+            raise UserError(f"{VARIABLE}=cpu, but the CPU kernel cannot serve: {_cpu_kernel().reason}")
+    return _decided
+
+
+def status() -> dict[str, Implementation]:
+    """Each implementation by name and whether it can serve here. Builds the CPU kernel if it never was."""
+    plain = Implementation("reference", True, "plain PyTorch, any device and dtype")
+    return {"reference": plain, "cpu": _cpu_kernel()}
+
+
+def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
+    """A fast feedforward layer, by the fastest implementation that serves here.
+
+    The CPU kernel takes float32 and bfloat16; everything else goes to the reference. Under autocast the
+    kernel computes in the weights' dtype, which is what the reference returns there.
+
+    Args:
+        x: `(n_tokens, d_model)`; any number of tokens, none included.
+        weights: The layer's tensors, in the dtype and on the device of `x`.
+        activation: A name in `ACTIVATIONS`.
+
+    Returns:
+        `(n_tokens, d_model)`.
+
+    Raises:
+        UserError: Where `FFFCONVERT_KERNEL` names what cannot serve.
+    """
+    dtype = weights.leaf_in_weight.dtype
+    if x.device.type != "cpu" or dtype not in cpu.DTYPES or not _uses_cpu_kernel():
+        return reference.fff_forward(x, weights, activation)
+    if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
+        x = x.to(dtype)
+    return cpu.fff_forward(x, weights, activation)

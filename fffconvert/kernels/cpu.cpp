@@ -1,0 +1,691 @@
+// A fast feedforward layer on a CPU, forward and backward. reference.py defines what is computed.
+//
+// Everything is built of two loops: `dots` (a few tokens against a few neurons, both read along d_model)
+// and `combine` (rows summed with coefficients). Forward, a leaf is dots -> activation -> combine. Backward
+// with respect to x it is the same with input and output weights exchanged; the weights' gradients are
+// `combine` over the leaf's tokens. Tokens are sorted by leaf, so a leaf's weights, once in registers,
+// serve several tokens. The trunk is a tree of depth 0, and the nodes that emit are further neurons of
+// every leaf below them.
+//
+// Each token is summed in the same order however many come with it: its output does not depend on its
+// company. Comparisons keep their IEEE meaning (never build with -ffast-math): NaN goes left.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using bf16 = uint16_t;  // bits only; arithmetic is float32
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t HVec __attribute__((vector_size(LANES * 2)));
+
+constexpr int64_t BLOCK = 32;        // neurons taken at once: their weights stay in the L2 cache
+constexpr int64_t TOKENS = 64;       // tokens taken at once by the weights' gradients
+constexpr int64_t GROUP = 8;         // tokens routed side by side
+constexpr int64_t WORTH_A_THREAD = 1 << 18;  // multiplications below which waking a thread costs more
+
+using Full = std::integral_constant<int64_t, LANES>;
+
+// The first n lanes; the others are 0 and nothing past them is read.
+template <class N>
+inline Vec load(const float* p, N n) {
+  Vec v = {};
+  std::memcpy(&v, p, n * sizeof(float));
+  return v;
+}
+
+template <class N>
+inline Vec load(const bf16* p, N n) {
+  HVec h = {};
+  std::memcpy(&h, p, n * sizeof(bf16));
+  return (Vec)(__builtin_convertvector(h, IVec) << 16);
+}
+
+// a * b + c. Asked for by name: left to itself, GCC splits some of them when it tunes for AMD.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if __has_builtin(__builtin_elementwise_fma)
+  return __builtin_elementwise_fma(a, b, c);
+#elif defined(__AVX512F__)
+  return __builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4);
+#elif defined(__AVX__) && defined(__FMA__)
+  return __builtin_ia32_vfmaddps256(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline float scalar(float v) { return v; }
+inline float scalar(bf16 v) { return load(&v, 1)[0]; }
+
+inline float total(Vec v) {
+  float lane[LANES];
+  std::memcpy(lane, &v, sizeof(v));
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+template <class E>
+inline void prefetch(const E* row, int64_t d) {
+  for (int64_t i = 0; i < d; i += 64 / sizeof(E)) __builtin_prefetch(row + i);
+}
+
+// ---- Activations: float accuracy, NaN in gives NaN out, infinities as PyTorch has them.
+
+inline Vec poly(Vec x, std::initializer_list<float> highest_first) {
+  Vec y = {};
+  for (float c : highest_first) y = y * x + c;
+  return y;
+}
+
+inline Vec exp(Vec x) {
+  Vec clipped = x < -87.3f ? Vec{} - 87.3f : x > 88.7228f ? Vec{} + 88.7228f : x;
+  Vec n = (clipped * 1.44269504f + 12582912.0f) - 12582912.0f;  // the nearest whole number
+  Vec r = (clipped - n * 0.693359375f) + n * 2.12194440e-4f;    // ln 2 in two parts
+  Vec y = poly(r, {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f});
+  IVec half = __builtin_convertvector(n * 0.5f, IVec);  // 2^n in two steps: 2^128 is no float
+  IVec rest = __builtin_convertvector(n, IVec) - half;
+  y = y * (Vec)((half + 127) << 23) * (Vec)((rest + 127) << 23);
+  return x > 88.7228f ? Vec{} + std::numeric_limits<float>::infinity() : x < -87.3f ? Vec{} : y;
+}
+
+// x P(x^2) / Q(x^2), and the sign of x from `limit` on. Fitted for least relative error (below 4e-7).
+inline Vec odd_ratio(Vec x, float limit, std::initializer_list<float> p, std::initializer_list<float> q) {
+  Vec y = x * poly(x * x, p) / poly(x * x, q);
+  return x >= limit ? Vec{} + 1.0f : x <= -limit ? Vec{} - 1.0f : y;
+}
+
+inline Vec erf(Vec x) {
+  return odd_ratio(x, 4.0f,
+                   {1.98656995e-6f, 2.84470162e-4f, 3.88107527e-3f, 5.30946297e-2f, 1.93498614e-1f, 1.12837914f},
+                   {3.74129189e-5f, 1.18493648e-3f, 1.52027547e-2f, 1.15329919e-1f, 5.04816252e-1f, 1.0f});
+}
+
+inline Vec tanh(Vec x) {
+  return odd_ratio(x, 9.0f, {1.33528610e-8f, 2.06080048e-5f, 3.49553412e-3f, 1.33809847e-1f, 0.99999998f},
+                   {7.77588404e-7f, 3.28553801e-4f, 2.58767904e-2f, 4.67143006e-1f, 1.0f});
+}
+
+// What PyTorch calls gelu, gelu(tanh), relu, silu, tanh and the identity; `of` and its derivative `at`.
+struct Gelu {
+  static Vec cdf(Vec x) { return 0.5f + 0.5f * erf(x * 0.70710678f); }
+  static Vec of(Vec x) { return x * cdf(x); }
+  static Vec at(Vec x) { return cdf(x) + x * 0.39894228f * exp(x * x * -0.5f); }
+};
+struct GeluTanh {
+  static Vec inner(Vec x) { return tanh(0.79788456f * (x + 0.044715f * x * x * x)); }
+  static Vec of(Vec x) { return 0.5f * x * (1.0f + inner(x)); }
+  static Vec at(Vec x) {
+    Vec t = inner(x);
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 0.134145f * x * x);
+  }
+};
+struct Relu {
+  static Vec of(Vec x) { return x < 0.0f ? Vec{} : x; }
+  static Vec at(Vec x) { return x <= 0.0f ? Vec{} : Vec{} + 1.0f; }
+};
+struct Silu {
+  static Vec gate(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+  static Vec of(Vec x) { return x / (1.0f + exp(-x)); }
+  static Vec at(Vec x) { return gate(x) * (1.0f + x * (1.0f - gate(x))); }
+};
+struct Tanh {
+  static Vec of(Vec x) { return tanh(x); }
+  static Vec at(Vec x) { return 1.0f - tanh(x) * tanh(x); }
+};
+struct Identity {
+  static Vec of(Vec x) { return x; }
+  static Vec at(Vec x) { return Vec{} + 1.0f; }
+};
+
+// Calls `f` with the activation of that number; cpu.py holds the same order.
+template <class F>
+void with_activation(int64_t number, F f) {
+  switch (number) {
+    case 0: return f(Gelu{});
+    case 1: return f(GeluTanh{});
+    case 2: return f(Relu{});
+    case 3: return f(Silu{});
+    case 4: return f(Tanh{});
+    default: return f(Identity{});
+  }
+}
+
+template <class F>
+inline void each(float* c, int64_t n, F f) {  // in whole vectors: c is padded
+  for (int64_t i = 0; i < n; i += LANES) {
+    Vec v = f(load(c + i, Full{}), i);
+    std::memcpy(c + i, &v, sizeof(v));
+  }
+}
+
+// h becomes its activation.
+void activate(int64_t activation, float* h, int64_t n) {
+  with_activation(activation, [&](auto act) { each(h, n, [&](Vec v, int64_t) { return act.of(v); }); });
+}
+
+// h becomes its activation, and the gradient of that becomes the gradient of h.
+void differentiate(int64_t activation, float* h, float* grad, int64_t n) {
+  with_activation(activation, [&](auto act) {
+    each(grad, n, [&](Vec g, int64_t i) { return g * act.at(load(h + i, Full{})); });
+  });
+  activate(activation, h, n);
+}
+
+// ---- The two loops.
+
+// c[t * BLOCK + n] = a[t] . b[n]
+template <int T, int N, class E>
+inline void dots(const float* const* a, const E* const* b, int64_t d, float* c) {
+  Vec sum[T][N] = {};
+  auto add = [&](int64_t i, auto n) {
+    Vec weight[N];
+    for (int j = 0; j < N; ++j) weight[j] = load(b[j] + i, n);
+    for (int t = 0; t < T; ++t) {
+      Vec x = load(a[t] + i, n);
+      for (int j = 0; j < N; ++j) sum[t][j] = fma(x, weight[j], sum[t][j]);
+    }
+  };
+  int64_t i = 0;
+  for (; i + LANES <= d; i += LANES) add(i, Full{});
+  if (i < d) add(i, d - i);
+  for (int t = 0; t < T; ++t)
+    for (int j = 0; j < N; ++j) c[t * BLOCK + j] = total(sum[t][j]);
+}
+
+// y[r] (+)= bias + sum over k of c[r * c_row + k * c_col] * rows[k], for the columns from `begin` to `end`
+template <int R, class E>
+[[gnu::noinline]] void combine(float* const* y, const float* c, int64_t c_row, int64_t c_col, const E* const* rows,
+                    int64_t n_rows, const E* bias, bool accumulate, int64_t begin, int64_t end) {
+  constexpr int WIDE = R == 1 ? 8 : R == 2 ? 4 : 2;
+  auto strip = [&](int64_t i, auto vectors, auto n) {
+    constexpr int S = decltype(vectors)::value;
+    Vec sum[R][S];
+    for (int s = 0; s < S; ++s) {
+      Vec start = bias ? load(bias + i + s * LANES, n) : Vec{};
+      for (int r = 0; r < R; ++r) sum[r][s] = accumulate ? load(y[r] + i + s * LANES, n) + start : start;
+    }
+    for (int64_t k = 0; k < n_rows; ++k) {
+      Vec row[S];
+      for (int s = 0; s < S; ++s) row[s] = load(rows[k] + i + s * LANES, n);
+      for (int r = 0; r < R; ++r) {
+        Vec f = Vec{} + c[r * c_row + k * c_col];
+        for (int s = 0; s < S; ++s) sum[r][s] = fma(f, row[s], sum[r][s]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int s = 0; s < S; ++s) std::memcpy(y[r] + i + s * LANES, &sum[r][s], n * sizeof(float));
+  };
+  int64_t i = begin;
+  for (; i + WIDE * LANES <= end; i += WIDE * LANES) strip(i, std::integral_constant<int, WIDE>{}, Full{});
+  for (; i + LANES <= end; i += LANES) strip(i, std::integral_constant<int, 1>{}, Full{});
+  if (i < end) strip(i, std::integral_constant<int, 1>{}, end - i);
+}
+
+template <int T, class E>
+[[gnu::noinline]] void all_dots(const float* const* a, const E* const* b, int64_t n, int64_t d, float* c) {
+  constexpr int N = T == 1 ? 6 : 12 / T;  // with their operands, as many sums as AVX2 has registers
+  int64_t i = 0;
+  for (; i + N <= n; i += N) dots<T, N>(a, b + i, d, c + i);
+  for (; i + 2 <= n; i += 2) dots<T, 2>(a, b + i, d, c + i);
+  if (i < n) dots<T, 1>(a, b + i, d, c + i);
+}
+
+// One router's score. Its order of summation is fixed: the path of a token must not depend on its company.
+template <class E>
+inline float score(const float* x, const E* w, E bias, int64_t d) {
+  Vec sum[4] = {};
+  int64_t i = 0;
+  auto add = [&](Vec& to, int64_t i, auto n) { to = fma(load(x + i, n), load(w + i, n), to); };
+  for (; i + 4 * LANES <= d; i += 4 * LANES)
+    for (int s = 0; s < 4; ++s) add(sum[s], i + s * LANES, Full{});
+  for (; i + LANES <= d; i += LANES) add(sum[0], i, Full{});
+  if (i < d) add(sum[0], i, d - i);
+  return total((sum[0] + sum[1]) + (sum[2] + sum[3])) + scalar(bias);
+}
+
+// ---- One tree: its weights, or (as Tree<float>, written through) their gradients.
+
+template <class E>
+struct Tree {
+  int64_t d, depth, width, emitting;  // emitting: the nodes on a path that are neurons, depth or 0
+  E *router, *router_bias;            // (n_nodes, d), (n_nodes)
+  E* node_out;                        // (n_nodes, d) where nodes emit
+  E *in, *in_bias, *out;              // (n_leaves, width, d), (n_leaves, width), (n_leaves, width, d)
+  E* out_bias;                        // (n_leaves, d); the trunk has none
+
+  int64_t neurons() const { return width + emitting; }
+  int64_t leaves() const { return int64_t{1} << depth; }
+  int64_t node_above(int64_t leaf, int64_t level) const { return ((leaf + leaves()) >> (depth - level)) - 1; }
+
+  // Input and output weights of neurons first .. first + n of a leaf: its own, then those of the nodes above.
+  void rows(int64_t leaf, int64_t first, int64_t n, const E** ins, const E** outs) const {
+    for (int64_t i = 0; i < n; ++i) {
+      int64_t own = leaf * width + first + i;
+      int64_t node = first + i < width ? 0 : node_above(leaf, first + i - width);
+      ins[i] = first + i < width ? in + own * d : router + node * d;
+      outs[i] = first + i < width ? out + own * d : node_out + node * d;
+    }
+  }
+};
+
+// The tokens of one tree in the order of their leaves. Both arrays have one entry per token.
+struct Paths {
+  int32_t* leaf;
+  int32_t* token;
+};
+
+// The leaf of tokens from `begin` to `end`; scores are kept where nodes emit: (n_tokens, depth).
+template <class E>
+void route(const Tree<E>& tree, const float* x, int32_t* leaf, float* scores, int64_t begin, int64_t end) {
+  const int64_t d = tree.d;
+  for (int64_t first = begin; first < end; first += GROUP) {
+    int64_t n = std::min(GROUP, end - first), node[GROUP] = {};
+    for (int64_t level = 0; level < tree.depth; ++level) {
+      for (int64_t i = 0; i < n; ++i) {
+        bool last = level + 1 == tree.depth;
+        if (n == 1 && !last) prefetch(tree.router + (2 * node[i] + 1) * d, 2 * d);  // both children
+        float s = score(x + (first + i) * d, tree.router + node[i] * d, tree.router_bias[node[i]], d);
+        if (tree.emitting) scores[(first + i) * tree.depth + level] = s;
+        node[i] = 2 * node[i] + 1 + (s >= 0);
+        if (n > 1 && !last) prefetch(tree.router + node[i] * d, d);
+      }
+    }
+    for (int64_t i = 0; i < n; ++i) leaf[first + i] = int32_t(node[i] - (tree.leaves() - 1));
+  }
+}
+
+// Sorts tokens by leaf, stable, a digit of at most 11 bits at a time: nothing here grows with the tree.
+void sort_by_leaf(const int32_t* leaf, int64_t n, int64_t depth, Paths paths) {
+  std::vector<int32_t> source(depth > 11 ? n : 0);
+  for (int64_t i = 0; i < n; ++i) paths.token[i] = int32_t(i);
+  for (int64_t shift = 0; shift < depth && n > 1; shift += 11) {
+    int64_t bits = std::min<int64_t>(11, depth - shift), starts[(1 << 11) + 1];
+    std::fill(starts, starts + (1 << bits) + 1, 0);
+    auto digit = [&](int32_t token) { return (leaf[token] >> shift) & ((1 << bits) - 1); };
+    for (int64_t i = 0; i < n; ++i) ++starts[digit(int32_t(i)) + 1];
+    for (int64_t b = 0; b < (1 << bits); ++b) starts[b + 1] += starts[b];
+    if (shift) std::copy(paths.token, paths.token + n, source.data());
+    for (int64_t i = 0; i < n; ++i) {
+      int32_t token = shift ? source[i] : int32_t(i);
+      paths.token[starts[digit(token)]++] = token;
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) paths.leaf[i] = leaf[paths.token[i]];
+}
+
+// The end of the run of equal `key(position)` that starts at `begin`.
+template <class Key>
+inline int64_t run_end(int64_t begin, int64_t limit, Key key) {
+  int64_t end = begin + 1;
+  while (end < limit && key(end) == key(begin)) ++end;
+  return end;
+}
+
+// T tokens through n neurons: to[t] (+)= bias + sum over n of finish(from[t] . ins[n]) * outs[n].
+template <int T, class E, class Finish>
+inline void through(const Paths& paths, int64_t position, const float* from, float* to, int64_t d,
+                    const E* const* ins, const E* const* outs, int64_t n_dots, int64_t n, const E* bias,
+                    bool accumulate, Finish finish) {
+  alignas(64) float c[T * BLOCK] = {};
+  const float* source[T];
+  float* target[T];
+  for (int t = 0; t < T; ++t) {
+    source[t] = from + paths.token[position + t] * d;
+    target[t] = to + paths.token[position + t] * d;
+  }
+  all_dots<T>(source, ins, n_dots, d, c);
+  for (int t = 0; t < T; ++t) finish(position + t, c + t * BLOCK);
+  combine<T>(target, c, BLOCK, 1, outs, n, bias, accumulate, 0, d);
+}
+
+// The tokens of one tree through their leaves. `prepare(leaf, first, n, ins, outs)` names the weights and
+// returns how many inner products are needed; `finish` turns a token's inner products into coefficients.
+template <class E, class Prepare, class Finish>
+void leaves(const Tree<E>& tree, const Paths& paths, int64_t n_tokens, const float* from, float* to,
+            bool accumulate, bool biased, Prepare prepare, Finish finish) {
+  int64_t d = tree.d, cost = (2 * tree.neurons() + 1) * d;
+  torch::stable::parallel_for(0, n_tokens, WORTH_A_THREAD / cost + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t stop; begin < end; begin = stop) {
+      int64_t leaf = paths.leaf[begin];
+      stop = run_end(begin, end, [&](int64_t p) { return paths.leaf[p]; });
+      for (int64_t first = 0; first == 0 || first < tree.neurons(); first += BLOCK) {
+        const E *ins[BLOCK], *outs[BLOCK];
+        int64_t n = std::min(BLOCK, tree.neurons() - first);
+        int64_t n_dots = prepare(leaf, first, n, ins, outs);
+        const E* bias = biased && first == 0 ? tree.out_bias + leaf * d : nullptr;
+        bool add = accumulate || first > 0;
+        auto done = [&](int64_t position, float* c) { finish(position, first, n_dots, n, leaf, c); };
+        for (int64_t p = begin; p < stop; p += 4) {
+          auto go = [&](auto count) {
+            through<count()>(paths, p, from, to, d, ins, outs, n_dots, n, bias, add, done);
+          };
+          switch (stop - p) {
+            case 1: go(std::integral_constant<int, 1>{}); break;
+            case 2: go(std::integral_constant<int, 2>{}); break;
+            case 3: go(std::integral_constant<int, 3>{}); break;
+            default: go(std::integral_constant<int, 4>{});
+          }
+        }
+      }
+    }
+  });
+}
+
+// pre: (n_tokens, neurons) by position, or null. scores: (n_tokens, depth) by token.
+template <class E>
+void tree_forward(const Tree<E>& tree, const Paths& paths, int64_t n_tokens, const float* x, float* y,
+                  bool accumulate, int64_t activation, const float* scores, float* pre) {
+  auto prepare = [&](int64_t leaf, int64_t first, int64_t n, const E** ins, const E** outs) {
+    tree.rows(leaf, first, n, ins, outs);
+    return std::clamp<int64_t>(tree.width - first, 0, n);  // the nodes' scores are known from routing
+  };
+  auto finish = [&](int64_t position, int64_t first, int64_t n_dots, int64_t n, int64_t leaf, float* c) {
+    const E* bias = tree.in_bias + leaf * tree.width + first;
+    for (int64_t i = 0; i < n_dots; ++i) c[i] += scalar(bias[i]);
+    const float* known = scores + paths.token[position] * tree.emitting + first - tree.width;
+    for (int64_t i = n_dots; i < n; ++i) c[i] = known[i];
+    if (pre) std::copy(c, c + n, pre + position * tree.neurons() + first);
+    activate(activation, c, n);
+  };
+  leaves(tree, paths, n_tokens, x, y, accumulate, tree.out_bias != nullptr, prepare, finish);
+}
+
+// gx (+)= the gradient of x; a and g get each neuron's activation and the gradient of its pre-activation.
+// Arrays of (n_tokens, neurons) are by position, as `pre` is.
+template <class E>
+void tree_backward_x(const Tree<E>& tree, const Paths& paths, int64_t n_tokens, const float* gy, float* gx,
+                     bool accumulate, int64_t activation, const float* pre, float* a, float* g) {
+  auto prepare = [&](int64_t leaf, int64_t first, int64_t n, const E** ins, const E** outs) {
+    tree.rows(leaf, first, n, outs, ins);  // exchanged: the gradient enters where the output left
+    return n;
+  };
+  auto finish = [&](int64_t position, int64_t first, int64_t, int64_t n, int64_t, float* c) {
+    int64_t at = position * tree.neurons() + first;
+    alignas(64) float h[BLOCK] = {};
+    std::copy(pre + at, pre + at + n, h);
+    differentiate(activation, h, c, n);
+    std::copy(h, h + n, a + at);
+    std::copy(c, c + n, g + at);
+  };
+  leaves(tree, paths, n_tokens, gy, gx, accumulate, false, prepare, finish);
+}
+
+// to[r] (+)= sum over n tokens of c[token * c_col + r] * rows[token], for n_rows rows of d
+void outer(float* to, int64_t n_rows, int64_t d, const float* c, int64_t c_col, const float* const* rows,
+           int64_t n, bool accumulate, int64_t begin, int64_t end) {
+  const float* no_bias = nullptr;
+  int64_t r = 0;
+  for (; r + 4 <= n_rows; r += 4) {
+    float* y[4] = {to + r * d, to + (r + 1) * d, to + (r + 2) * d, to + (r + 3) * d};
+    combine<4>(y, c + r, 1, c_col, rows, n, no_bias, accumulate, begin, end);
+  }
+  for (; r < n_rows; ++r) {
+    float* y[1] = {to + r * d};
+    combine<1>(y, c + r, 1, c_col, rows, n, no_bias, accumulate, begin, end);
+  }
+}
+
+void column_sums(float* to, int64_t n_columns, const float* c, int64_t stride, int64_t n, bool accumulate) {
+  if (!accumulate) std::fill(to, to + n_columns, 0.0f);
+  for (int64_t k = 0; k < n; ++k)
+    for (int64_t i = 0; i < n_columns; ++i) to[i] += c[k * stride + i];
+}
+
+// The weights' gradients. Each thread takes some columns of every leaf: no two write the same number, and
+// the work is even however unevenly tokens fall. Leaves are written once, zeros included; the gradients of
+// nodes start from zeros.
+void tree_backward_weights(const Tree<float>& grad, const Paths& paths, int64_t n_tokens, const float* x,
+                           const float* gy, const float* a, const float* g) {
+  const int64_t d = grad.d, m = grad.neurons(), unit = 64;
+  const float one = 1.0f;
+  auto columns = [&](int64_t begin, int64_t end) {
+    const float *xs[TOKENS], *gs[TOKENS];
+    auto gather = [&](int64_t first, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) {
+        xs[i] = x + paths.token[first + i] * d;
+        gs[i] = gy + paths.token[first + i] * d;
+      }
+    };
+    for (int64_t leaf = 0, start = 0, stop = 0; leaf < grad.leaves(); ++leaf, start = stop) {
+      while (stop < n_tokens && paths.leaf[stop] == leaf) ++stop;
+      for (int64_t p = start; p == start || p < stop; p += TOKENS) {
+        int64_t n = std::min(TOKENS, stop - p), row = leaf * grad.width;
+        gather(p, n);
+        outer(grad.in + row * d, grad.width, d, g + p * m, m, xs, n, p > start, begin, end);
+        outer(grad.out + row * d, grad.width, d, a + p * m, m, gs, n, p > start, begin, end);
+        if (grad.out_bias) outer(grad.out_bias + leaf * d, 1, d, &one, 0, gs, n, p > start, begin, end);
+        if (begin == 0) column_sums(grad.in_bias + row, grad.width, g + p * m, m, n, p > start);
+      }
+    }
+    for (int64_t p = 0; grad.emitting && p < n_tokens; p += TOKENS) {
+      int64_t limit = std::min(n_tokens, p + TOKENS);
+      for (int64_t level = 0; level < grad.emitting; ++level) {
+        auto node_of = [&](int64_t q) { return grad.node_above(paths.leaf[q], level); };
+        for (int64_t start = p, stop; start < limit; start = stop) {
+          stop = run_end(start, limit, node_of);
+          int64_t node = node_of(start), at = start * m + grad.width + level;
+          gather(start, stop - start);
+          outer(grad.router + node * d, 1, d, g + at, m, xs, stop - start, true, begin, end);
+          outer(grad.node_out + node * d, 1, d, a + at, m, gs, stop - start, true, begin, end);
+          if (begin == 0) column_sums(grad.router_bias + node, 1, g + at, m, stop - start, true);
+        }
+      }
+    }
+  };
+  int64_t grain = WORTH_A_THREAD / (2 * (n_tokens + grad.leaves()) * (m + 1) * unit) + 1;
+  torch::stable::parallel_for(0, (d + unit - 1) / unit, grain, [&](int64_t begin, int64_t end) {
+    columns(begin * unit, std::min(d, end * unit));
+  });
+}
+
+// ---- Tensors in, tensors out.
+
+using Weights = std::vector<Tensor>;  // ten, in the order of reference.FFFWeights
+
+Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+// The trees and, as a last tree of depth 0, the trunk.
+template <class E>
+std::vector<Tree<E>> trees_of(const Weights& w) {
+  std::array<E*, 10> p;
+  for (int i = 0; i < 10; ++i) p[i] = static_cast<E*>(w[i].data_ptr());
+  int64_t n_trees = w[3].size(0), leaves = w[3].size(1), width = w[3].size(2), d = w[3].size(3);
+  int64_t nodes = leaves - 1, out_nodes = w[2].numel() / std::max<int64_t>(d * n_trees, 1), depth = 0;
+  while ((int64_t{1} << depth) < leaves) ++depth;
+  std::vector<Tree<E>> trees;
+  for (int64_t t = 0; t < n_trees; ++t) {
+    int64_t leaf = t * leaves, row = leaf * width;
+    trees.push_back({d, depth, width, out_nodes ? depth : 0, p[0] + t * nodes * d, p[1] + t * nodes,
+                     p[2] + t * out_nodes * d, p[3] + row * d, p[4] + row, p[5] + row * d, p[6] + leaf * d});
+  }
+  if (w[7].numel())
+    trees.push_back({d, 0, w[7].size(0), 0, nullptr, nullptr, nullptr, p[7], p[8], p[9], nullptr});
+  return trees;
+}
+
+void expect(const Tensor& t, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
+  auto sizes = t.sizes();
+  STD_TORCH_CHECK(sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin()),
+                  "fffconvert: ", name, " does not fit the other tensors");
+  STD_TORCH_CHECK(t.scalar_type() == type, "fffconvert: ", name, " has another dtype than x");
+}
+
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+Tensor as(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+
+// Every later read is inside these shapes.
+void check(const Tensor& x, Weights& w) {
+  auto type = x.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
+                  "fffconvert: x must be float32 or bfloat16");
+  STD_TORCH_CHECK(w.size() == 10 && x.dim() == 2 && w[2].dim() == 3 && w[3].dim() == 4 && w[7].dim() == 2,
+                  "fffconvert: x must be (n_tokens, d_model), and weights as FFFWeights has them");
+  int64_t d = x.size(1), trees = w[3].size(0), leaves = w[3].size(1), width = w[3].size(2);
+  int64_t out_nodes = w[2].size(1), trunk = w[7].size(0);
+  STD_TORCH_CHECK(x.size(0) < std::numeric_limits<int32_t>::max(), "fffconvert: too many tokens");
+  STD_TORCH_CHECK(leaves > 0 && leaves <= (1 << 20) && (leaves & (leaves - 1)) == 0,
+                  "fffconvert: the number of leaves is no power of two up to 2^20");
+  expect(w[0], "router_weight", type, {trees, leaves - 1, d});
+  expect(w[1], "router_bias", type, {trees, leaves - 1});
+  expect(w[2], "node_out_weight", type, {trees, out_nodes ? leaves - 1 : 0, d});
+  expect(w[3], "leaf_in_weight", type, {trees, leaves, width, d});
+  expect(w[4], "leaf_in_bias", type, {trees, leaves, width});
+  expect(w[5], "leaf_out_weight", type, {trees, leaves, width, d});
+  expect(w[6], "leaf_out_bias", type, {trees, leaves, d});
+  expect(w[7], "trunk_in_weight", type, {trunk, d});
+  expect(w[8], "trunk_in_bias", type, {trunk});
+  expect(w[9], "trunk_out_weight", type, {trunk, d});
+  for (Tensor& t : w) t = dense(t);
+}
+
+template <class E>
+int64_t neurons_of(const std::vector<Tree<E>>& trees) {
+  int64_t n = 0;
+  for (auto& tree : trees) n += tree.neurons();
+  return n;
+}
+
+template <class F>
+auto with_type(ScalarType type, F f) {
+  return type == ScalarType::Float ? f(float{}) : f(bf16{});
+}
+
+// paths: (trees, 2, n_tokens); pre: each tree's (n_tokens, neurons), one after the other, or null.
+template <class E>
+void layer_forward(const std::vector<Tree<E>>& trees, int64_t n, const float* x, float* y, int64_t activation,
+                   int32_t* paths, float* pre) {
+  std::unique_ptr<int32_t[]> leaf(new int32_t[n]);
+  std::unique_ptr<float[]> scores(new float[n * trees[0].emitting]);
+  for (size_t t = 0; t < trees.size(); ++t, paths += 2 * n) {
+    const Tree<E>& tree = trees[t];
+    Paths order{paths, paths + n};
+    int64_t grain = WORTH_A_THREAD / (tree.d * (tree.depth + 1) + 1) + 1;
+    torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+      route(tree, x, leaf.get(), scores.get(), begin, end);
+    });
+    sort_by_leaf(leaf.get(), n, tree.depth, order);
+    tree_forward(tree, order, n, x, y, t > 0, activation, scores.get(), pre);
+    if (pre) pre += n * tree.neurons();
+  }
+}
+
+Tensor fff(Tensor x, Weights weights, int64_t activation) {
+  check(x, weights);
+  Tensor input = dense(as(x, ScalarType::Float));
+  Tensor y = new_tensor(input, {x.size(0), x.size(1)}, ScalarType::Float);
+  with_type(x.scalar_type(), [&](auto element) {
+    auto trees = trees_of<decltype(element)>(weights);
+    std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * x.size(0)]);
+    layer_forward(trees, x.size(0), static_cast<float*>(input.data_ptr()), static_cast<float*>(y.data_ptr()),
+                  activation, paths.get(), nullptr);
+  });
+  return as(y, x.scalar_type());
+}
+
+// Returns y and what the backward needs: paths (n_trees and the trunk, 2, n_tokens) and all pre-activations, flat.
+std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t depth, int64_t activation) {
+  check(x, weights);
+  STD_TORCH_CHECK((int64_t{1} << depth) == weights[3].size(1), "fffconvert: depth does not fit the leaves");
+  Tensor input = dense(as(x, ScalarType::Float));
+  int64_t n = x.size(0);
+  Tensor y = new_tensor(input, {n, x.size(1)}, ScalarType::Float);
+  Tensor paths = new_tensor(input, {weights[3].size(0) + (weights[7].size(0) > 0), 2, n}, ScalarType::Int);
+  Tensor pre;
+  with_type(x.scalar_type(), [&](auto element) {
+    auto trees = trees_of<decltype(element)>(weights);
+    pre = new_tensor(input, {n * neurons_of(trees)}, ScalarType::Float);
+    layer_forward(trees, n, static_cast<float*>(input.data_ptr()), static_cast<float*>(y.data_ptr()),
+                  activation, static_cast<int32_t*>(paths.data_ptr()), static_cast<float*>(pre.data_ptr()));
+  });
+  return {as(y, x.scalar_type()), paths, pre};
+}
+
+// The gradients of x and of the ten weights; weights without a gradient get an empty tensor.
+std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor paths, Tensor pre,
+                                 int64_t activation, bool need_weights) {
+  check(x, weights);
+  auto type = x.scalar_type();
+  int64_t n = x.size(0), d = x.size(1), n_trees = weights[3].size(0), leaves = weights[3].size(1);
+  bool emitting = weights[2].size(1) > 0, trunk = weights[7].size(0) > 0;
+  expect(grad, "grad", type, {n, d});
+  expect(paths, "paths", ScalarType::Int, {n_trees + trunk, 2, n});
+  Tensor xs = dense(as(x, ScalarType::Float)), gy = dense(as(grad, ScalarType::Float));
+  Tensor gx = new_tensor(xs, {n, d}, ScalarType::Float);
+  Weights grads(10);
+  for (int i = 0; i < 10; ++i) {
+    bool unused = (i < 3 && !emitting) || (i > 6 && !trunk);
+    auto sizes = weights[i].sizes();
+    std::vector<int64_t> shape(sizes.begin(), sizes.end());
+    if (!need_weights || unused) shape = {0};
+    grads[i] = new_tensor(xs, shape, ScalarType::Float);
+    if (i < 3) torch::stable::zero_(grads[i]);
+  }
+  paths = dense(paths);
+  pre = dense(pre);
+  with_type(type, [&](auto element) {
+    auto trees = trees_of<decltype(element)>(weights);
+    expect(pre, "pre", ScalarType::Float, {n * neurons_of(trees)});
+    std::vector<Tree<float>> grad_trees;
+    if (need_weights) grad_trees = trees_of<float>(grads);
+    std::unique_ptr<float[]> a(new float[pre.numel()]), g(new float[pre.numel()]);
+    auto* path = static_cast<int32_t*>(paths.data_ptr());
+    auto *x_in = static_cast<float*>(xs.data_ptr()), *g_in = static_cast<float*>(gy.data_ptr());
+    int64_t at = 0;
+    for (size_t t = 0; t < trees.size(); ++t, path += 2 * n) {
+      Paths order{path, path + n};
+      for (int64_t i = 0; i < n; ++i)
+        STD_TORCH_CHECK(path[i] >= 0 && path[i] < leaves && path[n + i] >= 0 && path[n + i] < n &&
+                            (i == 0 || path[i - 1] <= path[i]),
+                        "fffconvert: paths are not those of a forward pass");
+      tree_backward_x(trees[t], order, n, g_in, static_cast<float*>(gx.data_ptr()), t > 0, activation,
+                      static_cast<float*>(pre.data_ptr()) + at, a.get() + at, g.get() + at);
+      if (need_weights)
+        tree_backward_weights(grad_trees[t], order, n, x_in, g_in, a.get() + at, g.get() + at);
+      at += n * trees[t].neurons();
+    }
+  });
+  std::vector<Tensor> result = {as(gx, type)};
+  for (Tensor& t : grads) result.push_back(as(t, type));
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(fffconvert, m) {
+  m.def("fff(Tensor x, Tensor[] weights, int activation) -> Tensor");
+  m.def("fff_train(Tensor x, Tensor[] weights, int depth, int activation) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "fff_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor paths, Tensor pre, int activation, "
+      "bool need_weights) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fffconvert, CPU, m) {
+  m.impl("fff", TORCH_BOX(&fff));
+  m.impl("fff_train", TORCH_BOX(&fff_train));
+  m.impl("fff_backward", TORCH_BOX(&fff_backward));
+}

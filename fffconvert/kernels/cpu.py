@@ -1,0 +1,189 @@
+"""The CPU kernel: `cpu.cpp`, built on first use, as operators that autograd and `torch.compile` know.
+
+Built against PyTorch's stable C++ interface, which compiles in seconds, with whatever C++ compiler the
+machine has, for the very processor it runs on. The library is kept in the user's cache under a name that
+says what it was built from, so a new PyTorch, another processor or an edited source never meet an old
+build. Builders write beside it and rename: several processes may start at once, and one that is killed
+leaves nothing that another would wait for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fffconvert.kernels.reference import FFFWeights
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+DTYPES = (torch.float32, torch.bfloat16)
+
+# The numbers that `with_activation` in cpu.cpp gives to functions; several names may mean one function.
+_NUMBERS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2, "silu": 3, "tanh": 4, "identity": 5}
+
+
+class Unavailable(Exception):
+    """Raised where the kernel cannot serve; the message says why in one line."""
+
+
+# ---- Building
+
+
+def cache_dir() -> Path:
+    """Where built libraries are kept: `XDG_CACHE_HOME`, else `~/.cache`, and in it `fffconvert`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fffconvert"
+
+
+def _flags() -> list[str]:
+    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    fast = [
+        native,
+        "-O3",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+    ]  # each keeps the meaning of NaN
+    shared = ["-shared", "-fPIC"]
+    if platform.system() == "Darwin":
+        shared += ["-undefined", "dynamic_lookup"]
+    return ["-std=c++20", *fast, *shared]
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def library_path() -> Path:
+    """The library's place in the cache; its name depends on all that decides what is in it."""
+    parts = [SOURCE.read_text(), " ".join(_flags()), torch.__version__, _processor()]
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return cache_dir() / f"cpu-{digest}.so"
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return path
+    raise Unavailable("no C++ compiler was found (looked for $CXX, c++, g++, clang++)")
+
+
+def _compile(target: Path) -> None:
+    """Compiles beside `target` and renames, so that nobody ever sees half a library."""
+    root = Path(torch.__file__).parent
+    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
+        built = Path(folder) / target.name
+        command = [_compiler(), *_flags(), f"-I{root / 'include'}", str(SOURCE), "-o", str(built), *libraries]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+        if done.returncode != 0:
+            errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
+            raise Unavailable(f"{command[0]} could not compile {SOURCE.name}: {errors[0]}")
+        built.replace(target)
+
+
+def load() -> None:
+    """Loads the operators `fffconvert::fff`, `fff_train` and `fff_backward`, building them if need be.
+
+    Raises:
+        Unavailable: Where they can be neither built nor loaded.
+    """
+    try:
+        library = library_path()
+        if not library.exists():
+            _compile(library)
+        torch.ops.load_library(library)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    _register()
+
+
+# ---- What autograd and torch.compile must know
+
+
+def _fake_fff(x: Tensor, weights: list[Tensor], activation: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_train(
+    x: Tensor, weights: list[Tensor], depth: int, activation: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    w = FFFWeights(*weights)
+    trees, _, width, _ = w.leaf_in_weight.shape
+    trunk = w.trunk_in_weight.shape[0]
+    neurons = trees * (width + (depth if w.emitting else 0)) + trunk
+    paths = x.new_empty((trees + (1 if trunk else 0), 2, x.shape[0]), dtype=torch.int32)
+    return x.new_empty(x.shape), paths, x.new_empty(x.shape[0] * neurons, dtype=torch.float32)
+
+
+def _differentiable(weights: Sequence[Tensor]) -> list[bool]:
+    """Which weights the output depends on smoothly: not the routers, unless their nodes emit."""
+    w = FFFWeights(*weights)
+    return [w.emitting] * 3 + [True] * 4 + [w.trunk_in_weight.shape[0] > 0] * 3
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    paths: Tensor,
+    pre: Tensor,
+    activation: int,
+    need_weights: bool,
+) -> list[Tensor]:
+    kept = _differentiable(weights) if need_weights else [False] * len(weights)
+    shapes = [w.shape if keep else (0,) for w, keep in zip(weights, kept, strict=True)]
+    return [x.new_empty(x.shape), *(x.new_empty(shape) for shape in shapes)]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weights, _, ctx.activation = inputs
+    _, paths, pre = output
+    ctx.save_for_backward(x, *weights, paths, pre)
+    ctx.need_weights = any(w.requires_grad for w in weights)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    x, *weights, paths, pre = ctx.saved_tensors
+    if grad is None:
+        return None, [None] * len(weights), None, None
+    backward = torch.ops.fffconvert.fff_backward.default
+    grad_x, *grads = backward(grad, x, weights, paths, pre, ctx.activation, ctx.need_weights)
+    kept = _differentiable(weights) if ctx.need_weights else [False] * len(weights)
+    return grad_x, [g if keep else None for g, keep in zip(grads, kept, strict=True)], None, None
+
+
+def _register() -> None:
+    torch.library.register_fake("fffconvert::fff", _fake_fff)
+    torch.library.register_fake("fffconvert::fff_train", _fake_train)
+    torch.library.register_fake("fffconvert::fff_backward", _fake_backward)
+    torch.library.register_autograd("fffconvert::fff_train", _backward, setup_context=_setup)
+
+
+# ---- Use
+
+
+def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
+    """`reference.fff_forward` by the kernel; float32 and bfloat16 on a CPU, once `load` has succeeded."""
+    tensors, number = list(weights), _NUMBERS[activation]
+    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in tensors)):
+        y: Tensor = torch.ops.fffconvert.fff_train.default(x, tensors, weights.depth, number)[0]
+        return y
+    result: Tensor = torch.ops.fffconvert.fff.default(x, tensors, number)
+    return result

@@ -1,0 +1,411 @@
+"""The CPU kernel against the reference, which defines what is right, and the door that chooses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fffconvert import kernels
+from fffconvert.errors import UserError
+from fffconvert.kernels import ACTIVATIONS, FFFWeights, cpu, reference
+from fffconvert.tree import TreeShape
+
+AVAILABLE = kernels.status()["cpu"]
+needs_kernel = pytest.mark.skipif(not AVAILABLE.available, reason=AVAILABLE.reason)
+
+SHAPES = {
+    "only_a_bias": (24, TreeShape(depth=0, leaf_width=0)),
+    "dense": (24, TreeShape(depth=0, leaf_width=70)),
+    "one_level": (5, TreeShape(depth=1, leaf_width=1)),
+    "no_leaf_neurons": (33, TreeShape(depth=4, leaf_width=0)),
+    "usual": (384, TreeShape(depth=5, leaf_width=12)),
+    "usual_odd": (33, TreeShape(depth=3, leaf_width=7)),
+    "trunk": (24, TreeShape(depth=3, leaf_width=5, trunk=41)),
+    "two_trees": (24, TreeShape(depth=3, leaf_width=4, trees=2)),
+    "emitting": (33, TreeShape(depth=6, leaf_width=1, emitting=True)),
+    "emitting_no_leaf_neurons": (24, TreeShape(depth=3, leaf_width=0, emitting=True)),
+    "emitting_wide": (5, TreeShape(depth=4, leaf_width=35, emitting=True)),
+    "everything": (33, TreeShape(depth=4, leaf_width=6, trunk=3, trees=3, emitting=True)),
+    "deep": (5, TreeShape(depth=13, leaf_width=2, emitting=True)),
+}
+shapes = pytest.mark.parametrize(("d_model", "shape"), SHAPES.values(), ids=SHAPES)
+
+
+def make(d_model: int, shape: TreeShape, seed: int = 0) -> FFFWeights:
+    """Random weights; scaled so that pre-activations are of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+    trees, leaves, nodes, width = shape.trees, shape.n_leaves, shape.n_nodes, shape.leaf_width
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator) / (d_model**0.5 if size[-1] == d_model else 1.0)
+
+    return FFFWeights(
+        router_weight=normal(trees, nodes, d_model),
+        router_bias=normal(trees, nodes) * 0.1,
+        node_out_weight=normal(trees, nodes if shape.emitting else 0, d_model),
+        leaf_in_weight=normal(trees, leaves, width, d_model),
+        leaf_in_bias=normal(trees, leaves, width),
+        leaf_out_weight=normal(trees, leaves, width, d_model),
+        leaf_out_bias=normal(trees, leaves, d_model),
+        trunk_in_weight=normal(shape.trunk, d_model),
+        trunk_in_bias=normal(shape.trunk),
+        trunk_out_weight=normal(shape.trunk, d_model),
+    )
+
+
+def tokens(n_tokens: int, d_model: int, seed: int = 1) -> Tensor:
+    return torch.randn(n_tokens, d_model, generator=torch.Generator().manual_seed(seed))
+
+
+def cast(weights: FFFWeights, dtype: torch.dtype) -> FFFWeights:
+    return FFFWeights(*(w.to(dtype) for w in weights))
+
+
+def gradients(forward, x: Tensor, weights: FFFWeights, activation: str) -> dict[str, Tensor | None]:  # type: ignore[no-untyped-def]
+    """The output and the gradient of every tensor, for an output gradient that is the same each time."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, *weights)]
+    y = forward(leaves[0], FFFWeights(*leaves[1:]), activation)
+    grad = tokens(len(y), y.shape[1], seed=2).to(y.dtype) if len(y) else y.detach()
+    grads = torch.autograd.grad(y, leaves, grad, allow_unused=True)
+    return dict(zip(("y", "x", *FFFWeights._fields), (y, *grads), strict=True))
+
+
+def assert_same(ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None]) -> None:
+    for name, expected in theirs.items():
+        actual = ours[name]
+        if expected is None or actual is None:
+            assert actual is expected, f"{name}: one has a gradient, the other none"
+        else:
+            atol = 2e-6 * max(1.0, expected.detach().abs().amax().item() if expected.numel() else 1.0)
+            torch.testing.assert_close(
+                actual, expected, rtol=2e-5, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+
+@needs_kernel
+@shapes
+@pytest.mark.parametrize("n_tokens", [1, 7, 300])
+def test_equals_reference(d_model: int, shape: TreeShape, n_tokens: int) -> None:
+    weights, x = make(d_model, shape), tokens(n_tokens, d_model)
+    expected = gradients(reference.fff_forward, x, weights, "gelu")
+    assert_same(gradients(cpu.fff_forward, x, weights, "gelu"), expected)
+    assert_same({"y": cpu.fff_forward(x, weights, "gelu")}, {"y": expected["y"]})
+
+
+@needs_kernel
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str) -> None:
+    d_model, shape = SHAPES["everything"]
+    weights, x = make(d_model, shape), tokens(64, d_model) * 3
+    expected = gradients(reference.fff_forward, x, weights, activation)
+    assert_same(gradients(cpu.fff_forward, x, weights, activation), expected)
+
+
+@needs_kernel
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_values(activation: str) -> None:
+    """A leaf that computes nothing but the activation, over the whole range and at its edges."""
+    values = torch.cat(
+        [torch.linspace(-100, 100, 4001), torch.linspace(-6, 6, 4001), torch.logspace(-30, 38, 500)]
+    )
+    edges = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan")])
+    x = torch.cat([values, -values, edges])[:, None]
+    one, none = torch.ones(1, 1, 1, 1), torch.zeros(1, 0, 1)
+    weights = FFFWeights(
+        none, torch.zeros(1, 0), none, one, torch.zeros(1, 1, 1), one, torch.zeros(1, 1, 1),
+        torch.zeros(0, 1), torch.zeros(0), torch.zeros(0, 1),
+    )  # fmt: skip
+    expected = ACTIVATIONS[activation](x.double())
+    actual = cpu.fff_forward(x, weights, activation).double()
+    torch.testing.assert_close(actual[:-5], expected[:-5], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual[-5:].float(), ACTIVATIONS[activation](x[-5:]), equal_nan=True)
+
+
+@needs_kernel
+@shapes
+def test_no_tokens(d_model: int, shape: TreeShape) -> None:
+    weights, x = make(d_model, shape), torch.zeros(0, d_model)
+    assert cpu.fff_forward(x, weights, "gelu").shape == (0, d_model)
+    ours = gradients(cpu.fff_forward, x, weights, "gelu")
+    assert all(g is None or not g.any() for g in ours.values())
+
+
+@needs_kernel
+@pytest.mark.parametrize("emitting", [False, True], ids=["plain", "emitting"])
+def test_ties_go_right(emitting: bool) -> None:
+    """Whole numbers: every score is exact, and many are exactly 0."""
+    shape = TreeShape(depth=5, leaf_width=3, emitting=emitting)
+    weights = FFFWeights(*(w.mul(3).round() for w in make(8, shape)))
+    x = tokens(500, 8).round()
+    scores = x @ weights.router_weight[0].T + weights.router_bias[0]
+    assert (scores == 0).sum() > 100
+    assert_same(
+        gradients(cpu.fff_forward, x, weights, "relu"), gradients(reference.fff_forward, x, weights, "relu")
+    )
+    zeros = FFFWeights(*(torch.zeros_like(w) for w in weights))
+    zeros.leaf_out_bias[0, -1] = 1.0
+    assert (cpu.fff_forward(x, zeros, "relu") == 1).all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38])
+@pytest.mark.parametrize("name", ["usual_odd", "everything", "deep"])
+def test_values_that_are_no_numbers(name: str, value: float) -> None:
+    d_model, shape = SHAPES[name]
+    weights, x = make(d_model, shape), tokens(40, d_model)
+    x[::3, 1] = value
+    x[4] = value
+    actual, expected = cpu.fff_forward(x, weights, "gelu"), reference.fff_forward(x, weights, "gelu")
+    spoilt = torch.zeros(40, dtype=torch.bool)
+    spoilt[::3] = spoilt[4] = True
+    torch.testing.assert_close(actual[~spoilt], expected[~spoilt], rtol=1e-5, atol=1e-5)
+    assert (actual[spoilt].isfinite() == expected[spoilt].isfinite()).all()
+    gradients(cpu.fff_forward, x, weights, "gelu")  # reads nothing outside, whatever comes out
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["usual", "everything", "deep"])
+def test_company_does_not_matter(name: str) -> None:
+    """A token's output is the same to the last bit alone and among others."""
+    d_model, shape = SHAPES[name]
+    weights, x = make(d_model, shape), tokens(37, d_model)
+    together = cpu.fff_forward(x, weights, "gelu")
+    alone = torch.cat([cpu.fff_forward(token[None], weights, "gelu") for token in x])
+    assert torch.equal(together, alone)
+
+
+@needs_kernel
+def test_views() -> None:
+    """Inputs, weights and output gradients that are not contiguous, or not aligned."""
+    d_model, shape = SHAPES["everything"]
+    weights, x = make(d_model, shape), tokens(20, d_model)
+    expected = gradients(reference.fff_forward, x, weights, "gelu")
+    strided = torch.stack([x, x + 1], dim=-1).transpose(0, 1)[..., 0].T
+    shifted = torch.cat([torch.zeros(1), x.flatten()])[1:].view_as(x)
+    wide = FFFWeights(*(torch.stack([w, w + 1], dim=-1)[..., 0] for w in weights))
+    for view in (strided, shifted):
+        torch.testing.assert_close(cpu.fff_forward(view, wide, "gelu"), expected["y"], rtol=1e-5, atol=1e-5)
+    leaf = x.clone().requires_grad_()
+    cpu.fff_forward(leaf, wide, "gelu").sum().backward()  # the gradient of a sum has strides of 0
+    other = x.clone().requires_grad_()
+    reference.fff_forward(other, weights, "gelu").sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["usual", "trunk", "everything"])
+def test_bfloat16(name: str) -> None:
+    """The budget: at most twice the error that plain PyTorch makes in bfloat16, against float32."""
+    d_model, shape = SHAPES[name]
+    weights, x = cast(make(d_model, shape), torch.bfloat16), tokens(200, d_model).bfloat16()
+    same = torch.ones(len(x), dtype=torch.bool)  # tokens whose path does not depend on the rounding
+    for tree in range(shape.trees):
+        same &= reference.route(x, weights, tree) == reference.route(
+            x.float(), cast(weights, torch.float), tree
+        )
+    x = x[same]
+    truth = gradients(reference.fff_forward, x.float(), cast(weights, torch.float32), "gelu")
+    plain = gradients(reference.fff_forward, x, weights, "gelu")
+    ours = gradients(cpu.fff_forward, x, weights, "gelu")
+    for key, expected in truth.items():
+        if expected is not None and expected.numel():
+            assert ours[key].dtype == torch.bfloat16
+            error, budget = (
+                (t[key].detach().float() - expected.detach()).abs().mean().item() for t in (ours, plain)
+            )
+            assert error <= 2 * budget + 1e-6, key
+
+
+@needs_kernel
+@settings(max_examples=60, deadline=None)
+@given(
+    d_model=st.integers(1, 40),
+    shape=st.builds(
+        TreeShape, st.integers(0, 6), st.integers(0, 15), st.integers(0, 9), st.integers(1, 3), st.booleans()
+    ),
+    n_tokens=st.integers(0, 70),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(d_model: int, shape: TreeShape, n_tokens: int, seed: int) -> None:
+    weights, x = make(d_model, shape, seed), tokens(n_tokens, d_model, seed)
+    expected = gradients(reference.fff_forward, x, weights, "silu")
+    ours = gradients(cpu.fff_forward, x, weights, "silu")
+    assert_same(ours, expected if n_tokens else {"y": expected["y"]})
+
+
+def test_gradcheck_of_the_reference() -> None:
+    d_model, shape = 4, TreeShape(depth=2, leaf_width=2, trunk=1, trees=2, emitting=True)
+    inputs = [t.double().requires_grad_() for t in (tokens(5, d_model), *make(d_model, shape))]
+    assert torch.autograd.gradcheck(lambda x, *w: kernels.fff_forward(x, FFFWeights(*w), "gelu"), inputs)
+
+
+# ---- What torch.compile and torch.export need
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["usual_odd", "everything"])
+def test_opcheck(name: str) -> None:
+    d_model, shape = SHAPES[name]
+    weights, x = make(d_model, shape), tokens(6, d_model)
+    ops = torch.ops.fffconvert
+    torch.library.opcheck(ops.fff.default, (x, list(weights), 0))
+    leaves = [w.requires_grad_() for w in make(d_model, shape)]
+    torch.library.opcheck(ops.fff_train.default, (x.clone().requires_grad_(), leaves, shape.depth, 0))
+    y, paths, pre = ops.fff_train(x, list(weights), shape.depth, 0)
+    torch.library.opcheck(ops.fff_backward.default, (y, x, list(weights), paths, pre, 0, True))
+
+
+@needs_kernel
+def test_wrong_shapes_are_refused() -> None:
+    d_model, shape = SHAPES["everything"]
+    weights, x = make(d_model, shape), tokens(6, d_model)
+    for name, value in weights._asdict().items():
+        with pytest.raises(RuntimeError, match="fffconvert"):
+            cpu.fff_forward(x, weights._replace(**{name: value[..., :-1]}), "gelu")
+    y, paths, pre = torch.ops.fffconvert.fff_train(x, list(weights), shape.depth, 0)
+    with pytest.raises(RuntimeError, match="paths"):
+        torch.ops.fffconvert.fff_backward(y, x, list(weights), paths + 999, pre, 0, True)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, d_model: int, shape: TreeShape) -> None:
+        super().__init__()
+        self.weights = torch.nn.ParameterList(make(d_model, shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.fff_forward(x, FFFWeights(*self.weights), "gelu")
+
+
+@needs_kernel
+def test_compile_without_graph_breaks() -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    layer, x = Layer(d_model, shape), tokens(20, d_model).requires_grad_()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    (actual,) = torch.autograd.grad(compiled(x).sum(), x)
+    (expected,) = torch.autograd.grad(layer(x).sum(), x)
+    torch.testing.assert_close(actual, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+@needs_kernel
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_export(grad: bool) -> None:
+    d_model, shape = SHAPES["everything"]
+    layer, x = Layer(d_model, shape), tokens(20, d_model)
+    with torch.set_grad_enabled(grad):
+        batch = torch.export.Dim("tokens", min=2, max=4096)
+        program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: batch}})
+        other = tokens(33, d_model)
+        torch.testing.assert_close(program.module()(other), layer(other))
+
+
+@needs_kernel
+def test_autocast() -> None:
+    d_model, shape = SHAPES["everything"]
+    weights, x = make(d_model, shape), tokens(50, d_model)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = kernels.fff_forward(x.bfloat16(), weights, "gelu")
+        plain = reference.fff_forward(x.bfloat16(), weights, "gelu")
+    truth = reference.fff_forward(x.bfloat16().float(), weights, "gelu")
+    assert mine.dtype == plain.dtype
+    assert (mine - truth).abs().mean() <= (plain - truth).abs().mean()
+
+
+# ---- The door
+
+
+def in_a_new_process(code: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def undecided(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The door as a new process finds it."""
+    monkeypatch.setattr(kernels, "_decided", None)
+    monkeypatch.setattr(kernels, "_cpu", None)
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    return monkeypatch
+
+
+@pytest.fixture
+def no_compiler(undecided: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    undecided.setenv("XDG_CACHE_HOME", str(tmp_path))
+    undecided.setenv("PATH", str(tmp_path))
+    undecided.delenv("CXX", raising=False)
+    return undecided
+
+
+def test_without_a_compiler_the_reference_serves(no_compiler: pytest.MonkeyPatch) -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    weights, x = make(d_model, shape), tokens(5, d_model)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler") as warned:
+        first = kernels.fff_forward(x, weights, "gelu")
+        kernels.fff_forward(x, weights, "gelu")
+    assert len(warned) == 1
+    assert torch.equal(first, reference.fff_forward(x, weights, "gelu"))
+    state = kernels.status()["cpu"]
+    assert not state.available
+    assert "no C++ compiler" in state.reason
+
+
+def test_naming_what_is_not_there(no_compiler: pytest.MonkeyPatch) -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    no_compiler.setenv(kernels.VARIABLE, "cpu")
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="no C\\+\\+ compiler"):
+        kernels.fff_forward(tokens(5, d_model), make(d_model, shape), "gelu")
+
+
+def test_misspelt_name(undecided: pytest.MonkeyPatch) -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    undecided.setenv(kernels.VARIABLE, "gpu")
+    with pytest.raises(UserError, match="auto, reference or cpu"):
+        kernels.fff_forward(tokens(5, d_model), make(d_model, shape), "gelu")
+
+
+def test_the_reference_by_name(undecided: pytest.MonkeyPatch) -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    weights, x = make(d_model, shape), tokens(5, d_model)
+    undecided.setenv(kernels.VARIABLE, "reference")
+    undecided.setattr(cpu, "load", lambda: pytest.fail("built what nobody asked for"))
+    assert torch.equal(kernels.fff_forward(x, weights, "gelu"), reference.fff_forward(x, weights, "gelu"))
+
+
+def test_importing_builds_nothing(tmp_path: Path) -> None:
+    code = "import fffconvert.kernels"
+    process = in_a_new_process(code, XDG_CACHE_HOME=str(tmp_path), PYTHONWARNINGS="error")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert not list(tmp_path.iterdir())
+
+
+@needs_kernel
+def test_two_processes_build_at_once(tmp_path: Path) -> None:
+    code = "from fffconvert import kernels; assert kernels.status()['cpu'].available"
+    abandoned = tmp_path / "fffconvert" / "building-killed"
+    abandoned.mkdir(parents=True)
+    (abandoned / "half.so").write_text("what a killed process left")
+    both = [in_a_new_process(code, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
+    for process in both:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert len(list(tmp_path.glob("fffconvert/cpu-*.so"))) == 1
+
+
+def test_every_activation_has_a_number() -> None:
+    assert set(cpu._NUMBERS) == set(ACTIVATIONS)
