@@ -24,7 +24,7 @@ from fffconvert.tree import child, goes_right
 Clustered = Literal["inputs", "neurons"]
 
 START_POINTS = 4096  # k-means starts from a sample of a node's points; balancing then uses them all
-BALANCING_ROUNDS = 10  # enough for the split to settle; it moves little after the third
+BALANCING_ROUNDS = 5  # enough for the split to settle; it moves little after the third
 
 
 def two_means(points: Tensor, seed: int) -> Tensor:
@@ -39,7 +39,7 @@ def two_means(points: Tensor, seed: int) -> Tensor:
     """
     random = np.random.default_rng(seed)
     sample = points[torch.from_numpy(random.permutation(len(points))[:START_POINTS])]
-    if len(sample) < 2 or torch.equal(sample.amin(0), sample.amax(0)):
+    if (sample == sample[:1]).all():
         return torch.zeros(points.shape[1])
     with threadpool_limits(1, "openmp"):  # several threads add up in any order: the seed would not decide
         centers = KMeans(2, n_init=1, max_iter=10, random_state=seed).fit(sample.numpy()).cluster_centers_
@@ -56,9 +56,10 @@ def balanced_two_means(points: Tensor, seed: int) -> Tensor:
     for _ in range(BALANCING_ROUNDS):
         scores = points @ direction
         right = goes_right(scores - median(scores))
-        if right.all():
+        n_right = int(right.sum())
+        if n_right == len(points):
             break
-        moved = points[right].mean(0) - points[~right].mean(0)
+        moved = torch.where(right, 1 / n_right, -1 / (len(points) - n_right)) @ points  # of the two means
         if torch.equal(moved, direction):
             break
         direction = moved

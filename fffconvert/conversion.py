@@ -17,7 +17,7 @@ from fffconvert.errors import UserError
 from fffconvert.families import family_of, ffn_inputs_of, read_ffns
 from fffconvert.fff import FFF
 from fffconvert.fit import Init, fit_layer
-from fffconvert.modeling import config_class, is_converted, model_class
+from fffconvert.modeling import config_class, config_with, is_converted, model_class
 from fffconvert.tree import TreeShape
 
 DEFAULT_TREE = TreeShape(depth=7, leaf_width=12)
@@ -98,7 +98,7 @@ def build(model: PreTrainedModel, inputs: list[Tensor], tree: TreeShape, init: I
         held_out, fitted = x[:n_held_out], x[n_held_out:] if len(x) > 1 else x
         layers.append(fit_layer(ffn, fitted, tree, init, seed + number))
         fits.append(measure(number, ffn, layers[-1], fitted, held_out))
-    config = config_class(family)(**{**model.config.to_dict(), "fff": tree.to_dict()})
+    config = config_with(model.config, config_class(family), fff=tree.to_dict())
     student = model_class(type(model))(config)
     keys = student.load_state_dict(model.state_dict(), strict=False)
     for place, layer in zip(ffn_inputs_of(student, family), layers, strict=True):
@@ -121,7 +121,9 @@ def measure(number: int, ffn: DenseFFN, layer: FFF, fitted: Tensor, held_out: Te
     target = ffn(held_out)  # (n_held_out, d_model)
     spread = (target - target.mean(0)).square().sum().clamp_min(torch.finfo(target.dtype).tiny)
     leaves = layer.leaf_of(fitted)  # (n_tokens, n_trees)
-    shares = torch.stack([torch.bincount(leaf, minlength=layer.shape.n_leaves) for leaf in leaves.T]) / len(fitted)
+    shares = torch.stack([torch.bincount(leaf, minlength=layer.shape.n_leaves) for leaf in leaves.T]) / len(
+        fitted
+    )
     return LayerFit(
         layer=number,
         error=float((layer(held_out) - target).square().sum() / spread),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 T = TypeVar("T")
 
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False)
 
 
@@ -21,10 +23,10 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yields `items` under a progress bar; `total` where it cannot be read off them."""
+@contextmanager
+def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
+    """A progress bar; yields what moves it on by one, with a note to show behind it."""
     columns = (
-        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -32,12 +34,16 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=err, disable=not is_main_process()) as progress:
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)
-        task = progress.add_task(description, total=total, note="")
+        task = progress.add_task(description, total=total, completed=done, note="")
+        yield lambda note: progress.update(task, advance=1, note=note)
+
+
+def track(items: Sequence[T], description: str) -> Iterator[T]:
+    """Yields `items` under a progress bar."""
+    with progress_bar(description, len(items)) as advance:
         for item in items:
             yield item
-            progress.advance(task)
+            advance("")
 
 
 def say(message: str) -> None:
@@ -52,7 +58,7 @@ def table(title: str, columns: list[str], rows: Iterable[Iterable[object]]) -> N
     drawn = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         numeric = all(_is_number(row[number]) for row in rows)
-        drawn.add_column(column, justify="right" if numeric else "left")
+        drawn.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
     if is_main_process():
@@ -66,4 +72,6 @@ def _cell(value: object) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text == "–" or text.rstrip("%x").replace(".", "", 1).replace("-", "", 1).replace("e", "", 1).isdigit()
+    return (
+        text == "–" or text.rstrip("%x").replace(".", "", 1).replace("-", "", 1).replace("e", "", 1).isdigit()
+    )

@@ -88,5 +88,3 @@ class FFF(nn.Module):
         """Shape, width and activation, for `print(model)`."""
         shape = ", ".join(f"{name}={value}" for name, value in self.shape.to_dict().items())
         return f"d_model={self.d_model}, {shape}, activation={self.activation!r}"
-
-

@@ -87,7 +87,13 @@ def fit_trunk(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF) -> None:
 
 
 def fit_tree(
-    ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF, tree: int, init: Literal["inputs", "neurons"], seed: int
+    ffn: DenseFFN,
+    inputs: Tensor,
+    rest: Tensor,
+    layer: FFF,
+    tree: int,
+    init: Literal["inputs", "neurons"],
+    seed: int,
 ) -> None:
     """Grows one tree, fits its nodes and leaves, and takes what it explains off `rest`, in place."""
     view = torch.ones(ffn.d_model)
@@ -184,7 +190,9 @@ def reduced_rank(x: Tensor, target: Tensor, rank: int) -> Part:
     x, target = x - mean, target - target.mean(0)
     full = torch.linalg.solve(regularized(x.T @ x), x.T @ target)  # (d_model, d_model)
     predicted = x @ full
-    basis = torch.linalg.eigh(predicted.T @ predicted).eigenvectors[:, -rank or len(mean) :]  # (d_model, rank)
+    basis = torch.linalg.eigh(predicted.T @ predicted).eigenvectors[
+        :, -rank or len(mean) :
+    ]  # (d_model, rank)
     in_weight = (full @ basis).T
     return Part(in_weight, -in_weight @ mean, basis.T)
 

@@ -68,6 +68,12 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
     return _publish(type(name, (dense,), fields))
 
 
+def config_with(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
+    """The values of one configuration in another class, some of them changed."""
+    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "fff")}
+    return cls(**values, **changes)
+
+
 class _FFFMixin:
     """What a converted class adds to the dense one: FFF layers in place of the FFNs."""
 
@@ -100,6 +106,11 @@ def model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return _publish(type(f"FFF{dense_class.__name__}", (_FFFMixin, dense_class), fields))
 
 
+def dense_class_of(converted_class: type[PreTrainedModel]) -> Any:
+    """The dense counterpart of a converted model class."""
+    return next(cls for cls in converted_class.__mro__ if cls.__module__.startswith("transformers."))
+
+
 def _publish(cls: type) -> Any:
     """Makes a derived class importable by its name, which pickling needs."""
     setattr(sys.modules[__name__], cls.__name__, cls)
@@ -111,7 +122,9 @@ def register() -> None:
     auto_classes = [
         value
         for value in vars(modeling_auto).values()
-        if isinstance(value, type) and issubclass(value, _BaseAutoModelClass) and value._model_mapping is not None
+        if isinstance(value, type)
+        and issubclass(value, _BaseAutoModelClass)
+        and value._model_mapping is not None
     ]
     for family in FAMILIES.values():
         dense_config = getattr(transformers, family.config_class)

@@ -1,0 +1,256 @@
+"""The folder on disk: loading a model by name, and writing a converted one whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from fffconvert import modeling
+from fffconvert.display import is_main_process
+from fffconvert.errors import UserError
+from fffconvert.recipe import Recipe
+
+TEMPLATE = Path(__file__).with_name("card.md")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and its tokenizer, and the name that they were loaded by."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load(name: str) -> Loaded:
+    """Loads a dense or converted model, with the head that it was saved with.
+
+    Args:
+        name: A Hub id or a folder.
+
+    Raises:
+        UserError: For a name that is neither, no access to the Hub, an unknown model type, weights that are
+            missing or disagree with `config.json`, or a tokenizer that cannot be read.
+    """
+    config = load_config(name)
+    model = load_weights(name, head_class(name, config))
+    return Loaded(name, model, load_tokenizer(name))
+
+
+def load_for_task(name: str, n_labels: int, labels: tuple[str, ...], seed: int) -> Loaded:
+    """Loads a dense model with a sequence classification head for a task, new where the model has none.
+
+    Raises:
+        UserError: As `load` does, and for a converted model.
+    """
+    config = load_config(name)
+    if modeling.is_converted(config):
+        raise UserError(f"{name} is a converted model; a teacher is dense")
+    config.num_labels = n_labels
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    transformers.set_seed(seed)  # a new head is drawn
+    cls = transformers.AutoModelForSequenceClassification
+    model = load_weights(name, cls, new_head=True, config=config, ignore_mismatched_sizes=True)
+    return Loaded(name, model, load_tokenizer(name))
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a Hub id or a folder. Raises as `load` does."""
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise UserError(f"{name} has no config.json; expected the folder of a saved model")
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError, HFValidationError) as error:
+        raise UserError(
+            f"{name} could not be loaded; expected the folder of a saved model, or a Hub id and access to the Hub "
+            f"({first_line(error)})"
+        ) from error
+
+
+def head_class(name: str, config: PreTrainedConfig) -> Any:
+    """The class that a model was saved with.
+
+    Raises:
+        UserError: For a class that is not there, or a model type without a family.
+    """
+    architecture = (config.architectures or ["none"])[0]
+    if modeling.is_converted(config):
+        modeling.shape_of(config)
+        home: Any = modeling
+    else:
+        modeling.family_of(config)
+        home = transformers
+    if not hasattr(home, architecture):
+        raise UserError(f"{name}: config.json names the architecture {architecture!r}, which does not exist")
+    return getattr(home, architecture)
+
+
+def load_weights(name: str, cls: Any, new_head: bool = False, **kwargs: Any) -> PreTrainedModel:
+    """The weights of `name` in a model of class `cls`. Raises as `load` does."""
+    try:
+        model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{name}: its weights could not be loaded ({first_line(error)})") from error
+    missing = [] if new_head else sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{name}: model.safetensors lacks {missing[0]} and {len(missing) - 1} more that config.json asks for"
+        )
+    return cast(PreTrainedModel, model)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hub id or a folder. Raises as `load` does."""
+    try:
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{name}: its tokenizer could not be loaded ({first_line(error)})") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without the full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].rstrip(".")
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists():
+        raise UserError(f"{folder} exists and is not empty; name a new folder or delete it")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to fill; it gets its name when all is written, and is deleted if anything fails."""
+    refuse_existing(folder)
+    beside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def save(
+    loaded: Loaded, folder: Path, recipe: Recipe | None = None, report: dict[str, Any] | None = None
+) -> None:
+    """Writes a model as a folder that stock `transformers` loads.
+
+    The folder holds `model.safetensors`, `config.json` and the tokenizer's files; for a converted model
+    also `recipe.yaml`, `report.json` and the model card `README.md`.
+
+    Args:
+        loaded: The model, its tokenizer, and the name of the model that it was made from.
+        folder: Must not exist, or be empty.
+        recipe: How it was made.
+        report: What was measured.
+
+    Raises:
+        UserError: For a folder that is not empty.
+    """
+    if not is_main_process():
+        return
+    with new_folder(folder) as beside:
+        loaded.model.save_pretrained(beside)
+        loaded.tokenizer.save_pretrained(beside)
+        if recipe is not None:
+            (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        if report is not None:
+            report = {**report, "versions": versions()}
+            (beside / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if modeling.is_converted(loaded.model.config):
+            (beside / "README.md").write_text(
+                str(model_card(loaded, folder.name, report or {})), encoding="utf-8"
+            )
+
+
+def read_report(folder: str) -> dict[str, Any]:
+    """What was measured when a folder was made; nothing where it holds no report."""
+    file = Path(folder) / "report.json"
+    if not file.is_file():
+        return {}
+    return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a result."""
+    packages = ("fffconvert", "torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
+    return {package: metadata.version(package) for package in packages}
+
+
+def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
+    """The card of a converted model: scores beside controls, share, latency, in the Hub's own format."""
+    config = loaded.model.config
+    shape = modeling.shape_of(config)
+    scores = report.get("scores")
+    data = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        tags=["fffconvert", "fast-feedforward"],
+        license=license_of(loaded.name),
+        base_model=None if Path(loaded.name).exists() else loaded.name,
+        pipeline_tag="text-classification"
+        if "Classification" in type(loaded.model).__name__
+        else "feature-extraction",
+        datasets=["nyu-mll/glue"] if scores and scores["task"] != "text" else None,
+        eval_results=eval_results(scores) if scores else None,
+    )
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        base_model=data.base_model,
+        pipeline_tag=data.pipeline_tag,
+        shape=shape,
+        dense_neurons=modeling.dense_neurons(config),
+        share=shape.active_neurons / modeling.dense_neurons(config),
+        report=report,
+    )
+    return card
+
+
+def eval_results(scores: dict[str, Any]) -> list[EvalResult]:
+    """Every metric of every validation split, for the card's `model-index`."""
+    dataset = "nyu-mll/glue" if scores["task"] != "text" else "text"
+    return [
+        EvalResult(
+            task_type="text-classification" if scores["task"] != "text" else "feature-extraction",
+            dataset_type=dataset,
+            dataset_name=f"GLUE {scores['task']}" if scores["task"] != "text" else "held-out text",
+            dataset_config=scores["task"],
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for split, metrics in scores["metrics"].items()
+        for metric, value in metrics.items()
+    ]
+
+
+def license_of(name: str) -> str | None:
+    """The licence that the original model's card states; none where it has no card."""
+    try:
+        card = ModelCard.load(str(Path(name) / "README.md") if Path(name).is_dir() else name)
+        return cast(str | None, card.data.get("license"))
+    except Exception:  # noqa: BLE001 - a card is a courtesy: whatever is wrong with it, there is no licence to state
+        return None

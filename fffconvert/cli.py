@@ -1,0 +1,588 @@
+"""The command line: each command parses, calls the public function of the same name, and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fffconvert import __version__, display
+from fffconvert.errors import UserError
+
+# What a command needs beyond click is imported when it runs: `fffconvert --help` must not wait for torch.
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+TASK_HELP = "GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli."
+
+
+class Cli(click.Group):
+    """A group whose commands turn every foreseen failure into one line and a non-zero exit."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted; what was checkpointed is kept", code=130)
+        except OSError as error:
+            if error.errno not in (
+                errno.ENOSPC,
+                errno.EFBIG,
+                errno.EDQUOT,
+                errno.EACCES,
+                errno.EROFS,
+                errno.EPERM,
+            ):
+                raise
+            fail(
+                f"{error.filename or 'the output'} could not be written ({error.strerror}); nothing was left behind"
+            )
+
+
+def fail(message: str, code: int = 1) -> None:
+    """Prints one line on stderr and exits."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def option_json(command: Command) -> Command:
+    """Adds `--json FILE`."""
+    return click.option(
+        "--json", "json_file", type=FILE, metavar="FILE", help="Also write the result as JSON."
+    )(command)
+
+
+def option_data_dir(command: Command) -> Command:
+    """Adds `--data-dir DIR`."""
+    text = "Read GLUE from DIR/TASK/SPLIT.parquet instead of from the Hub."
+    return click.option("--data-dir", type=FOLDER, metavar="DIR", help=text)(command)
+
+
+def option_log_with(command: Command) -> Command:
+    """Adds `--log-with TRACKER`."""
+    text = "Log training to a tracker that Accelerate knows, such as tensorboard or wandb."
+    return click.option("--log-with", metavar="TRACKER", help=text)(command)
+
+
+def option_seed(command: Command) -> Command:
+    """Adds `--seed N`."""
+    return click.option("--seed", default=0, show_default=True, help="Decides every random draw.")(command)
+
+
+def training_options(epochs: int, learning_rate: float) -> Callable[[Command], Command]:
+    """Adds what a training run can be told, with the defaults of a command."""
+
+    def add(command: Command) -> Command:
+        for option in (
+            click.option(
+                "--train-rows", type=click.IntRange(1), help="Train on so many rows, drawn at random."
+            ),
+            click.option(
+                "--batch-size", default=32, show_default=True, help="Rows per step, over all processes."
+            ),
+            click.option("--learning-rate", default=learning_rate, show_default=True, help="Its peak."),
+            click.option("--epochs", default=epochs, show_default=True, help="Passes over the rows."),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def write_json(file: Path | None, value: Any) -> None:
+    """Writes a result where `--json` asked for it."""
+    if file is not None and display.is_main_process():
+        file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keeps the progress bars and loading reports of `transformers` and `datasets` off the screen."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    yield
+
+
+@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """Turn a trained BERT-family model into the same model with fast feedforward trees for FFNs.
+
+    Each token then walks one path of a tree and uses about 1% of the neurons. MODEL is a Hub id or a
+    folder everywhere.
+
+    \b
+    The whole way, from one recipe:
+      fffconvert run recipes/minilm-sst2.yaml --output models/sst2
+    Step by step:
+      fffconvert finetune MODEL teacher --task sst2
+      fffconvert convert teacher student --calibration sst2
+      fffconvert distill student distilled --teacher teacher --task sst2
+      fffconvert evaluate distilled --task sst2 --teacher teacher
+      fffconvert benchmark distilled
+      fffconvert push distilled user/name
+    """
+
+
+@main.command()
+@click.argument("recipe_file", metavar="RECIPE", type=FILE)
+@click.option("--model", metavar="MODEL", help="Use this model instead of the recipe's.")
+@click.option("--output", required=True, type=FOLDER, help="New folder for the converted model.")
+@option_data_dir
+@click.option("--resume", is_flag=True, help="Go on with a run that was killed, from its last checkpoint.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
+@option_log_with
+@option_json
+def run(
+    recipe_file: Path,
+    model: str | None,
+    output: Path,
+    data_dir: Path | None,
+    resume: bool,
+    overrides: tuple[str, ...],
+    log_with: str | None,
+    json_file: Path | None,
+) -> None:
+    """Do all that a recipe says: fine-tune the teacher, convert, distil, evaluate beside controls, save.
+
+    A run that was killed goes on with --resume. Work in progress lies in OUTPUT.work until the end.
+
+    \b
+    fffconvert run recipes/minilm-sst2.yaml --output models/sst2 --set distill.epochs=2
+    """
+    from fffconvert.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file, (*overrides, *((f"model={json.dumps(model)}",) if model else ())))
+    with quiet_libraries():
+        from fffconvert import pipeline
+
+        result = pipeline.run(recipe, output, data_dir=data_dir, resume=resume, log_with=log_with)
+    show_comparison(result.report)
+    show_latency(result.report["latency"])
+    display.say(
+        f"The converted model is in {result.output}"
+        + (f", its teacher in {result.teacher}" if result.teacher else "")
+    )
+    write_json(json_file, result.report)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("output", type=FOLDER)
+@click.option("--depth", default=7, show_default=True, help="Levels of routers; 2^depth leaves.")
+@click.option("--leaf-width", default=12, show_default=True, help="Neurons in a leaf.")
+@click.option("--trunk", default=0, show_default=True, help="Neurons that every token uses.")
+@click.option("--trees", default=1, show_default=True, help="Parallel trees.")
+@click.option("--emitting", is_flag=True, help="Routers are neurons too, as in UltraFastBERT.")
+@click.option("--linear", is_flag=True, help="Neurons without activation; leaves by reduced-rank regression.")
+@click.option(
+    "--init",
+    type=click.Choice(["inputs", "neurons", "random"]),
+    default="inputs",
+    show_default=True,
+    help="What is clustered: the FFNs' inputs, their neurons, or nothing.",
+)
+@click.option(
+    "--calibration",
+    metavar="FILE|TASK",
+    help="Text to calibrate on: one text per line, or a GLUE task. Without it, Python's documentation serves.",
+)
+@option_data_dir
+@click.option("--calibration-tokens", default=65_536, show_default=True, help="Tokens of it to use.")
+@option_seed
+@option_json
+def convert(
+    model: str,
+    output: Path,
+    depth: int,
+    leaf_width: int,
+    trunk: int,
+    trees: int,
+    emitting: bool,
+    linear: bool,
+    init: Any,
+    calibration: str | None,
+    data_dir: Path | None,
+    calibration_tokens: int,
+    seed: int,
+    json_file: Path | None,
+) -> None:
+    """Replace every FFN of MODEL by a tree grown from its weights: closed form, no training.
+
+    Text like what the model will read makes the best trees; no labels are needed. Distil the result to
+    recover accuracy.
+
+    \b
+    fffconvert convert bert-base-uncased student --calibration my-texts.txt
+    """
+    from fffconvert.tree import TreeShape
+
+    tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
+    with quiet_libraries():
+        from fffconvert import checkpoint, conversion
+
+        checkpoint.refuse_existing(output)
+        loaded = checkpoint.load(model)
+        texts = calibration_texts(calibration, data_dir)
+        made = conversion.convert(loaded.model, loaded.tokenizer, texts, tree, init, calibration_tokens, seed)
+        report = {"layers": [layer.to_dict() for layer in made.layers]}
+        checkpoint.save(replace(loaded, model=made.model), output, report=report)
+    show_layers(report["layers"])
+    display.say(f"The converted model is in {output}")
+    write_json(json_file, report)
+
+
+def calibration_texts(calibration: str | None, data_dir: Path | None) -> Any:
+    """The texts that `--calibration` names."""
+    from fffconvert import tasks
+    from fffconvert.text import standard_library_sentences
+
+    if calibration is None:
+        display.say(
+            "Calibrating on Python's own documentation; --calibration with text like yours works better"
+        )
+        return standard_library_sentences()
+    if calibration in tasks.TASKS:
+        task = tasks.task_named(calibration)
+        return tasks.texts_of(task, tasks.load_task(task, data_dir, ("train",))["train"])
+    if not Path(calibration).is_file():
+        raise UserError(
+            f"--calibration {calibration} is neither a file nor a task ({', '.join(tasks.TASKS)})"
+        )
+    return tasks.read_lines(Path(calibration))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("output", type=FOLDER)
+@click.option("--task", required=True, help=TASK_HELP)
+@option_data_dir
+@training_options(epochs=3, learning_rate=5e-5)
+@option_seed
+@option_log_with
+def finetune(
+    model: str,
+    output: Path,
+    task: str,
+    data_dir: Path | None,
+    train_rows: int | None,
+    seed: int,
+    log_with: str | None,
+    **training: Any,
+) -> None:
+    """Fine-tune a dense MODEL on a task, to make a teacher.
+
+    A killed run goes on from its last checkpoint when the same command is given again.
+
+    \b
+    fffconvert finetune bert-base-uncased teacher --task mrpc
+    """
+    with quiet_libraries():
+        from fffconvert import checkpoint, distillation
+        from fffconvert.recipe import FINETUNE
+        from fffconvert.tasks import read_data, task_named
+
+        settings = replace(FINETUNE, **training)
+        checkpoint.refuse_existing(output)
+        chosen = task_named(task)
+        loaded = checkpoint.load_for_task(model, chosen.n_outputs, chosen.labels, seed)
+        data = read_data(chosen, None, loaded.tokenizer, data_dir=data_dir, train_rows=train_rows, seed=seed)
+        distillation.finetune(
+            loaded.model,
+            loaded.tokenizer,
+            data.rows,
+            settings,
+            seed=seed,
+            checkpoints=checkpoints_of(output),
+            log_with=log_with,
+        )
+        checkpoint.save(loaded, output)
+    display.say(f"The teacher is in {output}")
+
+
+@main.command()
+@click.argument("student")
+@click.argument("output", type=FOLDER)
+@click.option("--teacher", required=True, metavar="MODEL", help="The dense model that the student came from.")
+@click.option("--task", help=TASK_HELP)
+@click.option("--text", type=FILE, help="Distil on the lines of a text file, without labels.")
+@option_data_dir
+@training_options(epochs=1, learning_rate=2e-4)
+@option_seed
+@option_log_with
+def distill(
+    student: str,
+    output: Path,
+    teacher: str,
+    task: str | None,
+    text: Path | None,
+    data_dir: Path | None,
+    train_rows: int | None,
+    seed: int,
+    log_with: str | None,
+    **training: Any,
+) -> None:
+    """Train STUDENT to give its teacher's logits and hidden states, on a task's texts or your own.
+
+    A killed run goes on from its last checkpoint when the same command is given again. For several
+    processes or GPUs: accelerate launch -m fffconvert distill ...
+
+    \b
+    fffconvert distill student distilled --teacher teacher --task sst2
+    """
+    from fffconvert.recipe import Training
+
+    settings = Training(**training)
+    with quiet_libraries():
+        from fffconvert import checkpoint, distillation, modeling
+        from fffconvert.tasks import read_data, task_named
+
+        checkpoint.refuse_existing(output)
+        loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
+        if not modeling.is_converted(loaded.model.config):
+            raise UserError(f"{student} is a dense model; expected a converted one (fffconvert convert)")
+        chosen = task_named(task) if task else None
+        data = read_data(chosen, text, loaded.tokenizer, data_dir=data_dir, train_rows=train_rows, seed=seed)
+        distillation.distill(
+            loaded.model,
+            dense.model,
+            loaded.tokenizer,
+            data.rows,
+            settings,
+            seed=seed,
+            checkpoints=checkpoints_of(output),
+            log_with=log_with,
+        )
+        checkpoint.save(replace(loaded, name=teacher), output)
+    display.say(f"The distilled model is in {output}")
+
+
+def checkpoints_of(output: Path) -> Path:
+    """Where the checkpoints of a command that writes `output` lie."""
+    return output.with_name(f"{output.name}.checkpoints")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--task", help=TASK_HELP)
+@click.option("--text", type=FILE, help="Judge a sentence encoder by its embeddings of a text file's lines.")
+@click.option("--teacher", metavar="MODEL", help="The dense original, for retention and agreement.")
+@option_data_dir
+@option_json
+def evaluate(
+    model: str,
+    task: str | None,
+    text: Path | None,
+    teacher: str | None,
+    data_dir: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Score MODEL on a task, beside its teacher and for how many neurons.
+
+    \b
+    fffconvert evaluate distilled --task sst2 --teacher teacher --json scores.json
+    """
+    with quiet_libraries():
+        from fffconvert import checkpoint, evaluation
+        from fffconvert.tasks import check_head, read_validations, task_named
+
+        chosen = task_named(task) if task else None
+        loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
+        if chosen is not None:
+            for each in (loaded, dense):
+                if each is not None:
+                    check_head(chosen, each.model.config, each.name)
+        elif dense is None:
+            raise UserError("an encoder is judged by how close it is to its teacher: name it with --teacher")
+        scores = evaluation.evaluate(
+            loaded.model,
+            loaded.tokenizer,
+            chosen,
+            read_validations(chosen, text, loaded.tokenizer, data_dir),
+            dense.model if dense else None,
+        )
+    show_scores(model, scores.to_dict())
+    write_json(json_file, scores.to_dict())
+
+
+@main.command()
+@click.argument("model")
+@click.option(
+    "--against", metavar="DENSE", help="The dense original; an untrained one of its size serves too."
+)
+@option_json
+def benchmark(model: str, against: str | None, json_file: Path | None) -> None:
+    """Measure latency: a layer and the whole MODEL, beside the dense original and FFNs removed.
+
+    What is compared is timed in turn in one run. Close other programs first.
+
+    \b
+    fffconvert benchmark distilled --json latency.json
+    """
+    with quiet_libraries():
+        from fffconvert import checkpoint, latency
+
+        dense = checkpoint.load(against).model if against else None
+        measured = latency.benchmark(checkpoint.load(model).model, dense).to_dict()
+    show_latency(measured)
+    write_json(json_file, measured)
+
+
+@main.command()
+@click.argument("model")
+@option_json
+def info(model: str, json_file: Path | None) -> None:
+    """Show the trees of MODEL: shape, sizes, and how evenly their leaves are used."""
+    with quiet_libraries():
+        from fffconvert import inspection
+
+        found = inspection.info(model).to_dict()
+    rows = {key: value for key, value in found.items() if key not in ("layers", "tree")}
+    rows["share"] = f"{100 * found['active_neurons'] / found['dense_neurons']:.2f}%"
+    display.table(model, ["", ""], [*rows.items(), *(found["tree"] or {}).items()])
+    if found["layers"]:
+        show_layers(found["layers"])
+    write_json(json_file, found)
+
+
+@main.command()
+@option_json
+def env(json_file: Path | None) -> None:
+    """Show versions, the processor, and which kernels are available or why not."""
+    with quiet_libraries():
+        from fffconvert import inspection
+
+        found = inspection.env()
+    display.table("Environment", ["", ""], found.items())
+    write_json(json_file, found)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("repo_id")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be sent.")
+def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> None:
+    """Upload the converted model in FOLDER, with its card, to REPO_ID on the Hub, in one commit.
+
+    \b
+    fffconvert push models/sst2 user/bert-sst2-fff --dry-run
+    """
+    with quiet_libraries():
+        from fffconvert import hub
+
+        pushed = hub.push(folder, repo_id, private=private, dry_run=dry_run)
+    rows = [(name, f"{size / 1e6:.2f} MB") for name, size in pushed.files.items()]
+    display.table(f"{'Would send' if dry_run else 'Sent'} to {repo_id}", ["file", "size"], rows)
+    if pushed.url:
+        display.say(pushed.url)
+
+
+def percent(value: float | None) -> str | None:
+    """A share as people read it."""
+    return None if value is None else f"{100 * value:.1f}%"
+
+
+def show_layers(layers: list[dict[str, Any]]) -> None:
+    """How well each layer was fitted."""
+    display.table(
+        "Fit of each layer on held-out tokens (1 = the mean output)",
+        ["layer", "error", "smallest leaf", "largest leaf"],
+        [(x["layer"], x["error"], percent(x["smallest_leaf"]), percent(x["largest_leaf"])) for x in layers],
+    )
+
+
+def show_scores(name: str, scores: dict[str, Any]) -> None:
+    """One model's scores."""
+    rows = [
+        (
+            "active neurons",
+            f"{scores['active_neurons']:g} of {scores['dense_neurons']} ({percent(scores['share'])})",
+        ),
+        ("teacher's score", scores["teacher_score"]),
+        ("retention", percent(scores["retention"])),
+        ("agreement", percent(scores["agreement"])),
+    ]
+    metrics = [
+        (f"{m}, {split}", value) for split, found in scores["metrics"].items() for m, value in found.items()
+    ]
+    display.table(f"{name} on {scores['task']}", ["", ""], [*metrics, *rows])
+
+
+def show_comparison(report: dict[str, Any]) -> None:
+    """The converted model beside its teacher and controls."""
+    metric = report["scores"]["metric"]
+    agreement = "neighbours agree" if report["scores"]["task"] == "text" else "agreement"
+    display.table(
+        f"{report['scores']['task']}: {metric}",
+        [
+            "model",
+            "active neurons",
+            "share",
+            "before distillation",
+            "after",
+            "retention",
+            agreement,
+            "FFN value kept",
+        ],
+        [
+            (
+                row["name"],
+                row["active_neurons"],
+                percent(row["share"]),
+                row["before_distillation"],
+                row["score"],
+                percent(row["retention"]),
+                percent(row["agreement"]),
+                percent(row["value_kept"]),
+            )
+            for row in report["table"]
+        ],
+    )
+
+
+def show_latency(latency: dict[str, Any]) -> None:
+    """Medians side by side, and which of them not to trust."""
+    display.table(
+        f"Latency in milliseconds, {latency['machine']}",
+        ["what", "threads", "dense", "converted", "FFNs removed", "speed-up", "of the limit", "spread"],
+        [
+            (
+                row["what"],
+                row["threads"],
+                row["dense"],
+                row["converted"],
+                row["removed"],
+                f"{row['dense'] / row['converted']:.2f}x",
+                row["removed"] and percent(row["removed"] / row["converted"]),
+                percent(row["spread"]),
+            )
+            for row in latency["rows"]
+        ],
+    )
+    if not all(row["steady"] for row in latency["rows"]):
+        display.say(
+            "[yellow]The machine was busy: rows with a wide spread mean little. Measure again.[/yellow]"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Making a teacher, and teaching a student what the teacher does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from fffconvert.errors import UserError
+from fffconvert.recipe import FINETUNE, Training
+from fffconvert.training import Batch, train
+
+TOKEN_LOGITS = ("start_logits", "end_logits")  # one number per token: (n_rows, n_tokens)
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    settings: Training = FINETUNE,
+    *,
+    seed: int = 0,
+    checkpoints: Path | None = None,
+    log_with: str | None = None,
+) -> None:
+    """Trains a model with a head on labelled rows, in place, to make a teacher.
+
+    Args:
+        model: A model whose forward computes a loss from `labels`.
+        tokenizer: Pads the rows.
+        rows: Tokenized rows with `labels` and `length` (see `fffconvert.tasks.tokenized`).
+        settings: Epochs, learning rate and so on.
+        seed: Decides the order of the rows and dropout.
+        checkpoints: Folder for checkpoints; the newest in it is resumed.
+        log_with: A tracker that Accelerate knows.
+
+    Raises:
+        UserError: If training diverges.
+    """
+
+    def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        value: Tensor = wrapped(**batch).loss
+        return value, {"loss": value}
+
+    train(
+        model,
+        rows,
+        tokenizer,
+        loss,
+        settings,
+        description="Fine-tuning the teacher",
+        seed=seed,
+        checkpoints=checkpoints,
+        log_with=log_with,
+    )
+
+
+def distill(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    settings: Training | None = None,
+    *,
+    seed: int = 0,
+    checkpoints: Path | None = None,
+    log_with: str | None = None,
+    description: str = "Distilling",
+) -> None:
+    """Trains a student, in place, to give the teacher's logits and hidden states. Labels are not used.
+
+    Dropout stays off: the teacher is a fixed function, and noise in the student only hides how far it is.
+
+    Args:
+        student: A converted model.
+        teacher: A model with the same head and the same hidden states. Left as it was.
+        tokenizer: Pads the rows.
+        rows: Tokenized rows with `length`; `labels` are ignored.
+        settings: Epochs, learning rate and so on.
+        seed: Decides the order of the rows.
+        checkpoints: Folder for checkpoints; the newest in it is resumed.
+        log_with: A tracker that Accelerate knows.
+        description: What the progress bar says.
+
+    Raises:
+        UserError: If student and teacher do not fit each other, or training diverges.
+    """
+    check_pair(student, teacher)
+    teacher = teacher.eval()
+
+    def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        device = inputs["input_ids"].device
+        with torch.no_grad():
+            target = teacher.to(device)(**inputs, output_hidden_states=True)
+        output = wrapped(**inputs, output_hidden_states=True)
+        return distillation_loss(output, target, inputs["attention_mask"])
+
+    train(
+        student,
+        rows,
+        tokenizer,
+        loss,
+        settings or Training(),
+        description=description,
+        seed=seed,
+        dropout=False,
+        checkpoints=checkpoints,
+        log_with=log_with,
+    )
+
+
+def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raises a `UserError` for a student and a teacher whose outputs cannot be compared."""
+    for name in ("num_hidden_layers", "hidden_size", "num_labels", "vocab_size"):
+        ours, theirs = getattr(student.config, name, None), getattr(teacher.config, name, None)
+        if ours != theirs:
+            raise UserError(f"the student's {name} is {ours} and the teacher's {theirs}; expected the same")
+
+
+def distillation_loss(
+    student: ModelOutput, teacher: ModelOutput, attention_mask: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean squared error of the logits, plus relative squared error of every layer's hidden states.
+
+    A row's hidden error is `sum(|student - teacher|^2) / sum(|teacher|^2)` over its real tokens, summed over
+    the layers; all errors are means over the rows.
+
+    Args:
+        student: Output with hidden states, and logits where there is a head.
+        teacher: The same.
+        attention_mask: `(n_rows, n_tokens)`, 1 for real tokens.
+
+    Returns:
+        The loss, and its parts by name.
+    """
+    real = attention_mask.to(torch.float32)  # (n_rows, n_tokens)
+    pairs = zip(student["hidden_states"][1:], teacher["hidden_states"][1:], strict=True)
+    hidden = torch.stack([relative_error(ours, theirs, real) for ours, theirs in pairs]).sum(0).mean()
+    figures = {"hidden": hidden}
+    for name, ours in student.items():
+        if name.endswith("logits"):
+            figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS)
+    return torch.stack(list(figures.values())).sum(), figures
+
+
+def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
+    """Relative squared error per row, `(n_rows,)`, of hidden states `(n_rows, n_tokens, d_model)`."""
+    error = ((ours - theirs).square().sum(-1) * real).sum(1)
+    return error / (theirs.square().sum(-1) * real).sum(1)
+
+
+def logit_error(ours: Tensor, theirs: Tensor, real: Tensor, per_token: bool) -> Tensor:
+    """Mean squared error of logits of one output per row, or of one per real token."""
+    error = (ours - theirs).square()
+    if error.dim() == 3:  # (n_rows, n_tokens, n_labels)
+        error, per_token = error.mean(-1), True
+    return ((error * real).sum(1) / real.sum(1)).mean() if per_token else error.mean()

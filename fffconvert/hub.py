@@ -1,0 +1,94 @@
+"""The Hub: pushing a converted model. This is the only place that writes to the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from fffconvert.checkpoint import first_line, load_config
+from fffconvert.errors import UserError
+from fffconvert.modeling import is_converted
+
+PUBLISHED = (
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "recipe.yaml",
+    "report.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+"""All that is ever uploaded, so that checkpoints, optimizer states and tokens cannot be."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """What goes to the Hub, or went there.
+
+    Attributes:
+        repo_id: The repository.
+        files: Each file's name and size in bytes.
+        url: The commit's address; none for a dry run.
+    """
+
+    repo_id: str
+    files: dict[str, int]
+    url: str | None
+
+
+def push(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = False) -> Push:
+    """Uploads a converted model in one commit; makes the repository if it is not there.
+
+    Pushing the same folder again changes nothing.
+
+    Args:
+        folder: What `fffconvert run`, `convert` or `distill` wrote.
+        repo_id: `user/name`.
+        private: Whether a new repository is private.
+        dry_run: Only says what would be sent.
+
+    Raises:
+        UserError: For a folder without a converted model, a name that no repository can have, or a Hub
+            that refuses or cannot be reached.
+    """
+    if not is_converted(load_config(str(folder))):
+        raise UserError(f"{folder} does not hold a converted model")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(
+            f"{repo_id!r} cannot name a repository ({first_line(error)}); expected user/name"
+        ) from error
+    files = {
+        path.name: path.stat().st_size
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(path.match(pattern) for pattern in PUBLISHED)
+    }
+    if dry_run:
+        return Push(repo_id, files, None)
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=list(files),
+            commit_message="Upload a model converted by fffconvert",
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        raise UserError(
+            f"{repo_id} could not be pushed ({first_line(error)}); is the Hub reachable, and are you logged in "
+            "(hf auth login)?"
+        ) from error
+    return Push(repo_id, files, str(commit))

@@ -1,0 +1,92 @@
+"""What a model holds, and what this machine has to run it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from fffconvert import kernels
+from fffconvert.checkpoint import load_config, read_report, versions
+from fffconvert.families import family_of
+from fffconvert.modeling import converted_family, dense_neurons, is_converted, shape_of
+from fffconvert.tree import TreeShape
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a model's folder says of its FFNs.
+
+    Attributes:
+        name: Hub id or folder.
+        model_type: As in `config.json`.
+        n_layers: Layers with an FFN each.
+        d_model: Their width.
+        dense_neurons: Neurons of a dense FFN.
+        tree: The shape of every layer; none for a dense model.
+        active_neurons: Neurons that one token uses in a layer.
+        parameters: Numbers that one FFN or FFF layer stores.
+        dense_parameters: Numbers that one dense FFN stores.
+        layers: The fit of each layer and the shares of its leaves, where the folder's report has them.
+    """
+
+    name: str
+    model_type: str
+    n_layers: int
+    d_model: int
+    dense_neurons: int
+    tree: TreeShape | None
+    active_neurons: float
+    parameters: int
+    dense_parameters: int
+    layers: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` holds them."""
+        return asdict(self)
+
+
+def info(name: str) -> Info:
+    """Reads what a model's configuration and report say of its FFNs; no weights are loaded.
+
+    Raises:
+        UserError: For a name that cannot be loaded, or a model type without a family.
+    """
+    config = load_config(name)
+    converted = is_converted(config)
+    family = converted_family(config) if converted else family_of(config)
+    d_model, n_neurons = int(getattr(config, family.d_model)), dense_neurons(config)
+    dense_parameters = n_neurons * (2 * d_model + 1) + d_model
+    tree = shape_of(config) if converted else None
+    return Info(
+        name=name,
+        model_type=config.model_type,
+        n_layers=config.num_hidden_layers,
+        d_model=d_model,
+        dense_neurons=n_neurons,
+        tree=tree,
+        active_neurons=tree.active_neurons if tree else float(n_neurons),
+        parameters=tree.n_parameters(d_model) if tree else dense_parameters,
+        dense_parameters=dense_parameters,
+        layers=read_report(name).get("layers", []),
+    )
+
+
+def env() -> dict[str, str]:
+    """Versions, processor, and for each kernel whether it is available or why not."""
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    found = {
+        **versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+        "GPU": cuda,
+    }
+    for kernel in kernels.status().values():
+        found[f"kernel {kernel.name}"] = (
+            "available" if kernel.available else f"not available: {kernel.reason}"
+        )
+    return found

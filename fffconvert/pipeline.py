@@ -1,0 +1,226 @@
+"""The whole story on one page: from a recipe to a folder that can be published.
+
+Work in progress lies in `OUTPUT.work`: every stage is written there whole, and is not done again when
+the run is resumed. The last step gives the result its name and deletes the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fffconvert.calibration import calibrate
+from fffconvert.checkpoint import Loaded, load, load_for_task, read_report, refuse_existing, save
+from fffconvert.conversion import build
+from fffconvert.display import is_main_process, say
+from fffconvert.distillation import distill, finetune
+from fffconvert.errors import UserError
+from fffconvert.evaluation import Judge, value_kept
+from fffconvert.latency import benchmark
+from fffconvert.recipe import Recipe
+from fffconvert.tasks import Data, check_head, read_data, task_named
+from fffconvert.training import wait_for_everyone
+from fffconvert.tree import REMOVED, TreeShape, narrow
+
+CONVERTED, TEACHER = "converted", "teacher"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        output: The converted model's folder.
+        teacher: The folder of the fine-tuned teacher, if the recipe asked for one.
+        report: What `report.json` holds.
+    """
+
+    output: Path
+    teacher: Path | None
+    report: dict[str, Any]
+
+
+def run(
+    recipe: Recipe,
+    output: Path,
+    *,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    log_with: str | None = None,
+) -> Result:
+    """Runs a recipe: (fine-tune) → convert → distil → evaluate, with controls → measure → save.
+
+    Args:
+        recipe: What to do.
+        output: A new folder. A fine-tuned teacher is kept beside it, as `OUTPUT-teacher`.
+        data_dir: Folder of GLUE as Parquet, `TASK/SPLIT.parquet`; without one it comes from the Hub.
+        resume: Goes on with a run that was killed, from its last checkpoint.
+        log_with: A tracker that Accelerate knows, such as `tensorboard`.
+
+    Raises:
+        UserError: For anything that is wrong with the recipe, its model, its data or the folders.
+    """
+    work = open_work(recipe, output, resume)
+    base = load_base(recipe, work)
+    data = read_data(
+        task_named(recipe.task) if recipe.task else None,
+        Path(recipe.text) if recipe.text else None,
+        base.tokenizer,
+        data_dir=data_dir,
+        train_rows=recipe.train_rows,
+        held_out=recipe.held_out,
+        seed=recipe.seed,
+    )
+    stages = Stages(recipe, make_teacher(recipe, base, data, work, log_with), data, work, log_with)
+    for name, shape in students_of(recipe).items():
+        stages.make_student(name, shape)
+    return publish(stages, output)
+
+
+def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
+    """The folder for work in progress: a new one, or that of the run to resume."""
+    work = output.with_name(f"{output.name}.work")
+    saved = work / "recipe.yaml"
+    if is_main_process():
+        refuse_existing(output)
+        refuse_existing(teacher_folder(output))
+        if saved.exists() and not resume:
+            raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
+        if resume and not saved.exists():
+            raise UserError(f"{work} holds no run to resume")
+        if resume and saved.read_text(encoding="utf-8") != recipe.to_yaml():
+            raise UserError(
+                f"{saved} is another recipe than this one; resume with that one, or delete {work}"
+            )
+        work.mkdir(parents=True, exist_ok=True)
+        saved.write_text(recipe.to_yaml(), encoding="utf-8")
+    wait_for_everyone()
+    return work
+
+
+def teacher_folder(output: Path) -> Path:
+    """Where a fine-tuned teacher is kept."""
+    return output.with_name(f"{output.name}-{TEACHER}")
+
+
+def load_base(recipe: Recipe, work: Path) -> Loaded:
+    """The dense model to start from: the recipe's, with a head for its task, or the teacher made of it."""
+    if recipe.finetune is None or (work / TEACHER).exists():
+        name = recipe.model if recipe.finetune is None else str(work / TEACHER)
+        loaded = load(name)
+        if recipe.task is not None:
+            check_head(task_named(recipe.task), loaded.model.config, recipe.model)
+        return replace(loaded, name=recipe.model)
+    task = task_named(str(recipe.task))
+    return load_for_task(recipe.model, task.n_outputs, task.labels, recipe.seed)
+
+
+def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with: str | None) -> Loaded:
+    """The teacher: `base` itself, or `base` fine-tuned on the recipe's task."""
+    if recipe.finetune is not None and not (work / TEACHER).exists():
+        finetune(
+            base.model,
+            base.tokenizer,
+            data.rows,
+            recipe.finetune,
+            seed=recipe.seed,
+            checkpoints=work / f"{TEACHER}.checkpoints",
+            log_with=log_with,
+        )
+        save(base, work / TEACHER)
+        wait_for_everyone()
+    return base
+
+
+def students_of(recipe: Recipe) -> dict[str, TreeShape]:
+    """The shapes to train by name: the recipe's tree, then its controls."""
+    controls = {"removed": REMOVED, "narrow": narrow(recipe.tree)}
+    return {CONVERTED: recipe.tree, **{name: controls[name] for name in recipe.controls}}
+
+
+@dataclass
+class Stages:
+    """What every student of a run shares: teacher, data, calibration and judge."""
+
+    recipe: Recipe
+    teacher: Loaded
+    data: Data
+    work: Path
+    log_with: str | None
+
+    @cached_property
+    def inputs(self) -> list[Tensor]:
+        """The teacher's FFN inputs, `(n_tokens, d_model)` for each layer."""
+        model, tokenizer = self.teacher.model, self.teacher.tokenizer
+        return calibrate(model, tokenizer, self.data.texts, self.recipe.calibration_tokens, self.recipe.seed)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Scores any model beside the teacher."""
+        return Judge(self.teacher.tokenizer, self.data.task, self.data.validations, self.teacher.model)
+
+    def make_student(self, name: str, shape: TreeShape) -> None:
+        """Converts, distils, evaluates and writes one student to the work folder, unless it is there."""
+        if (self.work / name).exists():
+            return
+        say(f"[bold]{name}[/bold]: {shape.active_neurons:g} active neurons per token")
+        init = self.recipe.init if name == CONVERTED else "inputs"  # controls get the best start there is
+        conversion = build(self.teacher.model, self.inputs, shape, init, self.recipe.seed)
+        before = self.judge(conversion.model)
+        distill(
+            conversion.model,
+            self.teacher.model,
+            self.teacher.tokenizer,
+            self.data.rows,
+            self.recipe.distill,
+            seed=self.recipe.seed,
+            checkpoints=self.work / f"{name}.checkpoints",
+            log_with=self.log_with,
+        )
+        report = {
+            "scores": self.judge(conversion.model).to_dict(),
+            "before_distillation": before.to_dict(),
+            "layers": [layer.to_dict() for layer in conversion.layers],
+        }
+        student = replace(self.teacher, model=conversion.model)
+        save(student, self.work / name, self.recipe, report)
+        wait_for_everyone()
+
+
+def publish(stages: Stages, output: Path) -> Result:
+    """Compares the students, measures latency, and gives the result its name."""
+    work, recipe = stages.work, stages.recipe
+    student = replace(load(str(work / CONVERTED)), name=recipe.model)
+    reports = {name: read_report(str(work / name)) for name in students_of(recipe)}
+    report = {**reports[CONVERTED], "table": table_of(stages.judge(stages.teacher.model).to_dict(), reports)}
+    teacher = teacher_folder(output) if recipe.finetune is not None else None
+    if is_main_process():
+        report["latency"] = benchmark(student.model, stages.teacher.model).to_dict()
+        save(student, output, recipe, report)
+        if teacher is not None:
+            (work / TEACHER).rename(teacher)
+        shutil.rmtree(work)
+    return Result(output, teacher, report)
+
+
+def table_of(teacher: dict[str, Any], reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for the teacher and each student: cost, score before and after distillation, value kept."""
+    removed = reports.get("removed", {}).get("scores", {}).get("score")
+    rows = [
+        (TEACHER, teacher, None),
+        *((n, r["scores"], r["before_distillation"]) for n, r in reports.items()),
+    ]
+    return [
+        {
+            "name": name,
+            **{key: scores[key] for key in ("active_neurons", "share", "score", "retention", "agreement")},
+            "before_distillation": before and before["score"],
+            "value_kept": None if removed is None else value_kept(scores["score"], removed, teacher["score"]),
+        }
+        for name, scores, before in rows
+    ]

@@ -1,0 +1,205 @@
+"""What to make of which model: a recipe, in YAML and as frozen values. It travels with the weights."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from fffconvert.errors import UserError
+from fffconvert.tree import TreeShape
+
+Control = Literal["removed", "narrow"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one model is trained.
+
+    Attributes:
+        epochs: Passes over the training rows.
+        learning_rate: Its peak; it rises over `warmup` and then falls linearly to 0.
+        batch_size: Rows in an optimizer step and gradient accumulation share, over all processes together.
+        gradient_accumulation: Batches per optimizer step.
+        warmup: Share of the steps over which the learning rate rises.
+        weight_decay: AdamW's.
+        max_grad_norm: Gradients are clipped to this norm.
+        checkpoint_every: Steps between checkpoints.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 2e-4
+    batch_size: int = 32
+    gradient_accumulation: int = 1
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a number above 0")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"warmup is {self.warmup}; expected a share from 0 to 1")
+
+
+FINETUNE = Training(epochs=3, learning_rate=5e-5, weight_decay=0.01)
+"""What makes a good teacher of a BERT on GLUE."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole conversion, from a model's id to a folder.
+
+    Attributes:
+        model: Hub id or folder of the dense model.
+        task: GLUE task to distil and evaluate on. Either this or `text`.
+        text: File with one text per line: distils a sentence encoder, and holds out some lines.
+        tree: Shape of every layer's tree.
+        init: What is clustered to grow the trees.
+        calibration_tokens: Tokens of text that the trees are grown on.
+        train_rows: Rows to train on, drawn at random; all of them if not given.
+        held_out: Lines of `text` kept for evaluation.
+        finetune: Makes the teacher from `model` first; without it `model` is the teacher.
+        distill: How the student is trained.
+        controls: Students given the same data, steps and seed, to compare with: `removed` has no FFN but a
+            bias, `narrow` a dense FFN with as many neurons as the tree has active.
+        seed: Decides every draw.
+    """
+
+    model: str
+    task: str | None = None
+    text: str | None = None
+    tree: TreeShape = TreeShape(depth=7, leaf_width=12)  # noqa: RUF009 - frozen
+    init: Literal["inputs", "neurons", "random"] = "inputs"
+    calibration_tokens: int = 65_536
+    train_rows: int | None = None
+    held_out: int = 500
+    finetune: Training | None = None
+    distill: Training = field(default_factory=Training)
+    controls: tuple[Control, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.text is None):
+            raise UserError("a recipe names either `task` (a GLUE task) or `text` (a file), and not both")
+        if self.text is not None and self.finetune is not None:
+            raise UserError("`finetune` needs a `task`: text alone has no labels to learn")
+        for name in ("calibration_tokens", "held_out", "train_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `load_recipe` reads back."""
+        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+
+
+def load_recipe(file: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        file: A YAML file.
+        overrides: `key=value` strings that win over the file; `distill.epochs=2` reaches inside.
+
+    Raises:
+        UserError: For a file that cannot be read, an unknown or missing key, or a value of the wrong kind.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} could not be read ({error.strerror}); expected a recipe in YAML") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds no keys; expected a recipe such as `model: ...` and `task: ...`")
+    for override in overrides:
+        _set(values, override)
+    recipe: Recipe = from_plain(Recipe, values, where=file.name)
+    return recipe
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override}: expected key=value, such as distill.epochs=2")
+    *sections, key = path.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override}: {section} holds no keys of its own")
+    values[key] = yaml.safe_load(value)
+
+
+def from_plain(cls: type, values: Any, where: str) -> Any:
+    """A dataclass from plain values, strictly: unknown keys and wrong kinds are errors that name them.
+
+    Args:
+        cls: A dataclass.
+        values: What YAML gave.
+        where: What an error message calls the place.
+
+    Raises:
+        UserError: For anything that does not fit.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {values!r}; expected keys such as {', '.join(_names(cls)[:3])}")
+    for key in values:
+        if key not in _names(cls):
+            close = get_close_matches(str(key), _names(cls), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(_names(cls))}"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    for item in fields(cls):
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in values:
+            raise UserError(f"{where}: key {item.name!r} is missing")
+    hints = get_type_hints(cls)
+    try:
+        return cls(**{key: _fit(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+
+
+def _names(cls: type) -> list[str]:
+    return [item.name for item in fields(cls)]
+
+
+def _fit(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` asks for it."""
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (option for option in get_args(hint) if option is not type(None))
+    if is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value, where)
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_fit(get_args(hint)[0], item, where) for item in value)
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise UserError(f"{where} is {value!r}; expected one of {', '.join(get_args(hint))}")
+    if hint is float and isinstance(value, str | int) and type(value) is not bool:
+        try:
+            return float(value)  # YAML 1.1 reads 2e-4 as a string
+        except ValueError:
+            pass
+    if type(value) is not hint:
+        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+            hint, "a list"
+        )
+        raise UserError(f"{where} is {value!r}; expected {kind}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,223 @@
+"""One training loop on Accelerate, for a teacher as for a student.
+
+The batches of an epoch follow from the seed and the epoch's number alone, dropout's draws are saved with
+every checkpoint, and a checkpoint appears under its name only when it is whole. So a killed run that
+is resumed ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from fffconvert.display import progress_bar, say
+from fffconvert.errors import UserError
+from fffconvert.recipe import Training
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+"""From a model and a batch to the loss and the figures to log."""
+
+
+class EpochSampler(Sampler[int]):
+    """Rows in a random order that puts similar lengths together; the epoch and the seed decide it."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch; Accelerate calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def make_accelerator(gradient_accumulation: int = 1, log_with: str | None = None) -> Accelerator:
+    """An Accelerator as this package uses it: a batch is shared out over the processes.
+
+    Mixed precision is what `accelerate launch` or `accelerate config` says; without a word from them it is
+    bfloat16 on a GPU that has it, and off elsewhere.
+    """
+    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return Accelerator(
+        gradient_accumulation_steps=gradient_accumulation,
+        mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bfloat16 else "no"),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        log_with=log_with,
+        project_dir="." if log_with else None,
+    )
+
+
+def batches_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, sampler: BatchSampler) -> DataLoader[Batch]:
+    """Padded batches of tokenized rows."""
+    return DataLoader(
+        rows.remove_columns("length"),
+        batch_sampler=sampler,
+        collate_fn=DataCollatorWithPadding(tokenizer),
+        generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from dropout's
+    )
+
+
+def train(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    loss: Loss,
+    settings: Training,
+    *,
+    description: str,
+    seed: int = 0,
+    dropout: bool = True,
+    checkpoints: Path | None = None,
+    log_with: str | None = None,
+) -> None:
+    """Trains a model in place.
+
+    Args:
+        model: What is trained: every parameter that requires a gradient.
+        rows: Tokenized rows with their `length`.
+        tokenizer: Pads them.
+        loss: What is minimized; called with the model as Accelerate wraps it.
+        settings: Epochs, learning rate and so on.
+        description: What the progress bar says.
+        seed: Decides the order of the rows and dropout.
+        dropout: Whether the model's own dropout is on.
+        checkpoints: Folder for checkpoints. The newest in it is resumed, and it is emptied at the end.
+        log_with: A tracker that Accelerate knows, such as `tensorboard`.
+
+    Raises:
+        UserError: For a batch that the processes cannot share out, or a loss that is not finite.
+    """
+    accelerator = make_accelerator(settings.gradient_accumulation, log_with)
+    if settings.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"batch_size is {settings.batch_size}; expected a multiple of the {accelerator.num_processes} processes"
+        )
+    set_seed(seed, device_specific=True)
+    sampler = EpochSampler(list(rows["length"]), settings.batch_size, seed)
+    batches = BatchSampler(sampler, settings.batch_size, drop_last=len(rows) >= settings.batch_size)
+    steps_per_epoch = -(-len(batches) // settings.gradient_accumulation)
+    n_steps = settings.epochs * steps_per_epoch
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = get_scheduler("linear", optimizer, int(settings.warmup * n_steps), n_steps)
+    wrapped, optimizer, schedule, loader = accelerator.prepare(
+        model, optimizer, schedule, batches_of(rows, tokenizer, batches)
+    )
+    wrapped.train(dropout)
+    step = resume(accelerator, checkpoints, {**asdict(settings), "seed": seed, "rows": len(rows)})
+    if log_with:
+        accelerator.init_trackers("fffconvert", config=asdict(settings))
+    with progress_bar(description, n_steps, done=step) as advance:
+        while step < n_steps:
+            epoch, done = divmod(step, steps_per_epoch)
+            loader.set_epoch(epoch)
+            for batch in skip_first_batches(loader, done * settings.gradient_accumulation):
+                with accelerator.accumulate(wrapped):
+                    value, figures = loss(wrapped, batch)
+                    accelerator.backward(value)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(wrapped.parameters(), settings.max_grad_norm)
+                    optimizer.step()
+                    schedule.step()
+                    optimizer.zero_grad()
+                if not accelerator.sync_gradients:
+                    continue
+                step += 1
+                report(accelerator, figures, step, advance, logged=log_with is not None)
+                if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
+                    save_checkpoint(accelerator, checkpoints, step)
+    accelerator.end_training()
+    accelerator.free_memory()
+    model.to("cpu").eval()
+    if checkpoints and accelerator.is_main_process:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def report(
+    accelerator: Accelerator,
+    figures: dict[str, Tensor],
+    step: int,
+    advance: Callable[[str], None],
+    logged: bool,
+) -> None:
+    """Moves the progress bar on and logs; refuses to go on from a loss that is not finite."""
+    values: dict[str, Any] = {name: float(figure.detach()) for name, figure in figures.items()}
+    if not all(abs(value) < float("inf") for value in values.values()):
+        raise UserError(f"the loss is not finite at step {step}: training diverged; lower the learning_rate")
+    advance("  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+    if logged:
+        accelerator.log(values, step=step)
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Writes `folder/step-N` beside its name first, then removes the older ones."""
+    partial, whole = folder / "partial", folder / f"step-{step}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        partial.rename(whole)
+        for older in checkpoints_in(folder)[:-1]:
+            shutil.rmtree(folder / f"step-{older}")
+
+
+def checkpoints_in(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints in a folder, oldest first."""
+    names = (re.fullmatch(r"step-(\d+)", path.name) for path in folder.glob("step-*"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, Any]) -> int:
+    """Loads the newest checkpoint, if there is one; returns the step that it was taken at.
+
+    Raises:
+        UserError: For checkpoints of a run with other settings.
+    """
+    if folder is None:
+        return 0
+    file = folder / "settings.json"
+    if not checkpoints_in(folder):
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        return 0
+    if json.loads(file.read_text(encoding="utf-8")) != settings:
+        raise UserError(f"{folder} holds checkpoints of a run with other settings; delete it to start anew")
+    step = checkpoints_in(folder)[-1]
+    say(f"Resuming from step {step}")
+    accelerator.load_state(str(folder / f"step-{step}"))
+    return step
+
+
+def wait_for_everyone() -> None:
+    """Waits until every process of `accelerate launch` has come this far."""
+    PartialState().wait_for_everyone()
