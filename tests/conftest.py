@@ -1,0 +1,99 @@
+"""Tiny real models, and the data to train them on: no network, no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+
+import fffconvert  # noqa: F401 - registers converted models
+
+WORDS = "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # tiny models gain nothing from more
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def sentences(n: int, seed: int = 0) -> list[str]:
+    """Sentences of three to twelve known words."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 13, (n,), generator=generator).tolist()
+    return [
+        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator)) for length in lengths
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word tokenizer that treats text as BERT's does."""
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *(w.lower() for w in WORDS)])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{f"{name}_token": token for name, token in names.items()}
+    )
+
+
+def tiny_config(**changes: object) -> BertConfig:
+    """The smallest BERT that still has two layers and two attention heads."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertConfig(**{"vocab_size": 64, "max_position_embeddings": 64, **sizes, **changes})
+
+
+@pytest.fixture
+def classifier() -> BertForSequenceClassification:
+    """A dense BERT with a head for two classes and weights large enough for its FFNs to matter."""
+    set_seed(0)
+    return BertForSequenceClassification(tiny_config(initializer_range=0.5)).eval()
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    return sentences(200)
+
+
+@pytest.fixture
+def glue(tmp_path: Path) -> Path:
+    """A folder of GLUE's layout with made-up SST-2, STS-B and MNLI rows."""
+    root = tmp_path / "glue"
+
+    def write(task: str, split: str, columns: dict[str, list[object]]) -> None:
+        (root / task).mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict(columns).to_parquet(root / task / f"{split}.parquet")
+
+    for number, split in enumerate(("train", "validation")):
+        size = 96 if split == "train" else 37
+        first, second = sentences(size, seed=number), sentences(size, seed=number + 10)
+        index = list(range(size))
+        positive = [int("good" in text) for text in first]
+        write("sst2", split, {"sentence": first, "label": positive, "idx": index})
+        score = [float(len(set(a.split()) & set(b.split()))) for a, b in zip(first, second, strict=True)]
+        write("stsb", split, {"sentence1": first, "sentence2": second, "label": score, "idx": index})
+        for name in ("train_partial",) if split == "train" else ("validation_matched", "validation_mismatched"):
+            three = [i % 3 for i in index]
+            write("mnli", name, {"premise": first, "hypothesis": second, "label": three, "idx": index})
+    return root
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    """Saves a model with the tokenizer, and gives its folder."""
+
+    def save(model: transformers.PreTrainedModel, name: str = "dense") -> str:
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
