@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from fffconvert import modeling
 from fffconvert.display import is_main_process
 from fffconvert.errors import UserError
+from fffconvert.families import family_of
 from fffconvert.recipe import Recipe
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -73,7 +74,7 @@ def load_config(name: str) -> PreTrainedConfig:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name} has no config.json; expected the folder of a saved model")
     try:
-        return AutoConfig.from_pretrained(name)
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(name))
     except (OSError, ValueError, KeyError, HFValidationError) as error:
         raise UserError(
             f"{name} could not be loaded; expected the folder of a saved model, or a Hub id and access to the Hub "
@@ -92,7 +93,7 @@ def head_class(name: str, config: PreTrainedConfig) -> Any:
         modeling.shape_of(config)
         home: Any = modeling
     else:
-        modeling.family_of(config)
+        family_of(config)
         home = transformers
     if not hasattr(home, architecture):
         raise UserError(f"{name}: config.json names the architecture {architecture!r}, which does not exist")

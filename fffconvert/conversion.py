@@ -99,14 +99,15 @@ def build(model: PreTrainedModel, inputs: list[Tensor], tree: TreeShape, init: I
         layers.append(fit_layer(ffn, fitted, tree, init, seed + number))
         fits.append(measure(number, ffn, layers[-1], fitted, held_out))
     config = config_with(model.config, config_class(family), fff=tree.to_dict())
-    student = model_class(type(model))(config)
+    student = model_class(type(model))(config)  # type: ignore[arg-type]
     keys = student.load_state_dict(model.state_dict(), strict=False)
     for place, layer in zip(ffn_inputs_of(student, family), layers, strict=True):
         place.load_state_dict(layer.state_dict())
     expected = {key for key in student.state_dict() if key.rsplit(".", 1)[-1] in layers[0].parameter_shapes()}
     if set(keys.missing_keys) - expected:
         raise UserError(f"{type(model).__name__} lacks weights that its class has: {keys.missing_keys}")
-    return Conversion(student.to(model.device, model.dtype).eval(), fits)
+    student.to(model.device, model.dtype)  # type: ignore[arg-type]
+    return Conversion(student.eval(), fits)
 
 
 def refuse_converted(model: PreTrainedModel) -> None:

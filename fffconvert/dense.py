@@ -47,21 +47,22 @@ class DenseFFN:
             known = ", ".join(ACTIVATIONS)
             raise UserError(f"{name}: activation {activation!r} is not supported; expected one of {known}")
         tensors = {
-            "input weights": up.weight,
-            "input biases": up.bias,
-            "output weights": down.weight.T,
-            "output biases": down.bias,
+            "in_weight": up.weight,
+            "in_bias": up.bias,
+            "out_weight": down.weight.T,
+            "out_bias": down.bias,
         }
         for part, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise UserError(
-                    f"{name}: its {part} hold NaN or infinity; expected finite numbers. "
+                    f"{name}: the FFN's {part} holds NaN or infinity; expected finite numbers. "
                     "Convert a checkpoint from before training diverged."
                 )
-        return cls(
-            *(t.detach().to("cpu", torch.float32, copy=True).contiguous() for t in tensors.values()),
-            activation=activation,
-        )
+        copies = {
+            part: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+            for part, tensor in tensors.items()
+        }
+        return cls(**copies, activation=activation)
 
     @property
     def n_neurons(self) -> int:

@@ -54,12 +54,12 @@ def say(message: str) -> None:
 
 def table(title: str, columns: list[str], rows: Iterable[Iterable[object]]) -> None:
     """Prints a table on stdout: text to the left, numbers to the right."""
-    rows = [[_cell(value) for value in row] for row in rows]
+    cells = [[_cell(value) for value in row] for row in rows]
     drawn = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        numeric = all(_is_number(row[number]) for row in rows)
+        numeric = all(_is_number(row[number]) for row in cells)
         drawn.add_column(column, justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
+    for row in cells:
         drawn.add_row(*row)
     if is_main_process():
         out.print(drawn)

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from fffconvert.errors import UserError
 from fffconvert.recipe import FINETUNE, Training
@@ -94,9 +94,9 @@ def distill(
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        device = inputs["input_ids"].device
+        teacher.to(inputs["input_ids"].device)  # type: ignore[arg-type]
         with torch.no_grad():
-            target = teacher.to(device)(**inputs, output_hidden_states=True)
+            target = teacher(**inputs, output_hidden_states=True)
         output = wrapped(**inputs, output_hidden_states=True)
         return distillation_loss(output, target, inputs["attention_mask"])
 

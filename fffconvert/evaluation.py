@@ -15,7 +15,7 @@ from scipy.stats import pearsonr
 from torch import Tensor
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from fffconvert.calibration import evaluating
 from fffconvert.display import progress_bar
@@ -199,7 +199,7 @@ def predict(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, split: str
 ) -> NDArray[np.float32]:
     """The logits of a model on every row, `(n_rows, n_outputs)`, in the rows' order."""
-    return forward_all(model, tokenizer, rows, f"Evaluating on {split}", lambda output, _: output.logits)
+    return forward_all(model, tokenizer, rows, f"Evaluating on {split}", lambda output, _: output["logits"])
 
 
 def embed(
@@ -208,7 +208,7 @@ def embed(
     """Sentence embeddings `(n_rows, d_model)`: the mean of the last hidden states, at unit length."""
 
     def pool(output: ModelOutput, real: Tensor) -> Tensor:
-        mean = (output.last_hidden_state * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        mean = (output["last_hidden_state"] * real[..., None]).sum(1) / real.sum(1, keepdim=True)
         return torch.nn.functional.normalize(mean.float(), dim=-1)
 
     return forward_all(model, tokenizer, rows, f"Embedding {split}", pool)
@@ -237,7 +237,7 @@ def forward_all(
             picked = pick(model(**batch), batch["attention_mask"])
             parts.append(accelerator.gather_for_metrics(picked).float().cpu().numpy())
             advance("")
-    model.to("cpu")
+    model.to("cpu")  # type: ignore[arg-type]
     return np.concatenate(parts)[np.argsort(by_length)]
 
 

@@ -19,7 +19,7 @@ from fffconvert.cluster import grow
 from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
-from fffconvert.kernels import ACTIVATIONS, FFFWeights, route
+from fffconvert.kernels import ACTIVATIONS, route
 from fffconvert.kernels.reference import dense_ffn, score
 from fffconvert.tree import TreeShape, child, goes_right
 
@@ -61,8 +61,8 @@ def fit_layer(ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed:
             raise UserError(f"tree.{name} is {getattr(shape, name)}; expected at most {limit} for this model")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        layer = FFF(shape, ffn.d_model, activation_of(shape, ffn.activation))
-        rest = torch.cat([ffn(x) for x in inputs.split(CHUNK)])  # (n_tokens, d_model), to be explained
+        layer = FFF(shape, ffn.d_model, ffn.activation)
+        rest = torch.cat([ffn(x) for x in torch.split(inputs, CHUNK)])  # (n_tokens, d_model), to be explained
         if init == "random":
             layer.leaf_out_bias[0] = rest.mean(0)
         else:
@@ -70,11 +70,6 @@ def fit_layer(ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed:
             for tree in range(shape.trees):
                 fit_tree(ffn, inputs, rest, layer, tree, init, seed + tree)
     return layer
-
-
-def activation_of(shape: TreeShape, dense_activation: str) -> str:
-    """The activation of a layer's neurons."""
-    return "identity" if shape.linear else dense_activation
 
 
 def fit_trunk(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF) -> None:
@@ -163,7 +158,7 @@ def fit_part(ffn: DenseFFN, x: Tensor, target: Tensor, width: int, linear: bool)
 def contributions(ffn: DenseFFN, x: Tensor) -> Tensor:
     """How much each dense neuron moves the output on `x`: `(n_neurons,)`, variance times squared length."""
     total, squares = torch.zeros(2, ffn.n_neurons, dtype=torch.float64)
-    for chunk in x.split(CHUNK):
+    for chunk in torch.split(x, CHUNK):
         activity = ffn.activations(chunk).double()
         total += activity.sum(0)
         squares += activity.square().sum(0)

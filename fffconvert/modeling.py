@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -65,7 +65,7 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
         "model_type": PREFIX + family.model_type,
         "fff": None,
     }
-    return _publish(type(name, (dense,), fields))
+    return cast(type[PreTrainedConfig], _publish(type(name, (dense,), fields)))
 
 
 def config_with(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
@@ -74,12 +74,12 @@ def config_with(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes
     return cls(**values, **changes)
 
 
-class _FFFMixin:
+class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[misc]
     """What a converted class adds to the dense one: FFF layers in place of the FFNs."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        install(cast(PreTrainedModel, self), converted_family(config))
+        install(self, converted_family(config))
 
 
 def install(model: PreTrainedModel, family: Family) -> None:
@@ -103,7 +103,8 @@ def model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "__doc__": f"`{dense_class.__name__}` with fast feedforward trees for FFNs.",
         "config_class": config_class(family),
     }
-    return _publish(type(f"FFF{dense_class.__name__}", (_FFFMixin, dense_class), fields))
+    cls = type(f"FFF{dense_class.__name__}", (_FFFMixin, dense_class), fields)
+    return cast(type[PreTrainedModel], _publish(cls))
 
 
 def dense_class_of(converted_class: type[PreTrainedModel]) -> Any:
@@ -111,7 +112,7 @@ def dense_class_of(converted_class: type[PreTrainedModel]) -> Any:
     return next(cls for cls in converted_class.__mro__ if cls.__module__.startswith("transformers."))
 
 
-def _publish(cls: type) -> Any:
+def _publish(cls: type) -> type:
     """Makes a derived class importable by its name, which pickling needs."""
     setattr(sys.modules[__name__], cls.__name__, cls)
     return cls

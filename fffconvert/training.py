@@ -154,7 +154,7 @@ def train(
                     save_checkpoint(accelerator, checkpoints, step)
     accelerator.end_training()
     accelerator.free_memory()
-    model.to("cpu").eval()
+    model.to("cpu").eval()  # type: ignore[arg-type]
     if checkpoints and accelerator.is_main_process:
         shutil.rmtree(checkpoints, ignore_errors=True)
 

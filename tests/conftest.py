@@ -13,7 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 import fffconvert  # noqa: F401 - registers converted models
 
-WORDS = "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()
+WORDS = (
+    "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()
+)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -28,7 +30,8 @@ def sentences(n: int, seed: int = 0) -> list[str]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 13, (n,), generator=generator).tolist()
     return [
-        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator)) for length in lengths
+        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator))
+        for length in lengths
     ]
 
 
@@ -81,7 +84,9 @@ def glue(tmp_path: Path) -> Path:
         write("sst2", split, {"sentence": first, "label": positive, "idx": index})
         score = [float(len(set(a.split()) & set(b.split()))) for a, b in zip(first, second, strict=True)]
         write("stsb", split, {"sentence1": first, "sentence2": second, "label": score, "idx": index})
-        for name in ("train_partial",) if split == "train" else ("validation_matched", "validation_mismatched"):
+        for name in (
+            ("train_partial",) if split == "train" else ("validation_matched", "validation_mismatched")
+        ):
             three = [i % 3 for i in index]
             write("mnli", name, {"premise": first, "hypothesis": second, "label": three, "idx": index})
     return root
