@@ -1,6 +1,6 @@
 """Draws the README's picture from a report: quality against active neurons, and latency beside the limit.
 
-    python benchmarks/picture.py benchmarks/results/minilm-sst2.json benchmarks/results/minilm-sst2.svg
+python benchmarks/picture.py benchmarks/results/minilm-sst2.json benchmarks/results/minilm-sst2.svg
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def draw_quality(axes: Axes, report: dict[str, Any]) -> None:
         axes.plot(row["active_neurons"], row["score"], "o", color=colour, markersize=8)
         if row["before_distillation"] is not None and row["name"] == "converted":
             axes.plot(row["active_neurons"], row["before_distillation"], "o", mfc="none", color=colour)
-            axes.annotate("before distillation", (row["active_neurons"], row["before_distillation"]), **_BELOW)
+            axes.annotate(
+                "before distillation", (row["active_neurons"], row["before_distillation"]), **_BELOW
+            )
         axes.annotate(row["name"], (row["active_neurons"], row["score"]), **_ABOVE)
     axes.set_xscale("symlog", linthresh=8)
     axes.set_xlim(-2, 4000)

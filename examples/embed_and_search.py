@@ -1,6 +1,6 @@
 """Loads a converted encoder with stock transformers, embeds sentences and searches among them.
 
-    python examples/embed_and_search.py models/demo "how do I open a file?"
+python examples/embed_and_search.py models/demo "how do I open a file?"
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Writes the documentation of Python's standard library as text, one sentence per line.
 
-    python examples/write_python_docs.py python-docs.txt
+python examples/write_python_docs.py python-docs.txt
 """
 
 import sys

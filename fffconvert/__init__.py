@@ -6,7 +6,7 @@
     classify = pipeline("text-classification", "folder-of-a-converted-model")
 
 Importing this package makes the Auto classes of `transformers` know converted models. The public verbs
-below are imported when they are first used, so that the import itself is quick.
+and types are imported when they are first used, so that the import itself is quick.
 """
 
 from __future__ import annotations
@@ -17,23 +17,56 @@ from typing import TYPE_CHECKING, Any
 from fffconvert.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from fffconvert.calibration import calibrate as calibrate
+    from fffconvert.checkpoint import Loaded as Loaded
+    from fffconvert.checkpoint import load as load
+    from fffconvert.checkpoint import save as save
     from fffconvert.conversion import Conversion as Conversion
     from fffconvert.conversion import LayerFit as LayerFit
     from fffconvert.conversion import convert as convert
+    from fffconvert.distillation import distill as distill
+    from fffconvert.distillation import finetune as finetune
     from fffconvert.errors import UserError as UserError
+    from fffconvert.evaluation import Scores as Scores
+    from fffconvert.evaluation import evaluate as evaluate
     from fffconvert.fff import FFF as FFF
+    from fffconvert.hub import Push as Push
+    from fffconvert.hub import push as push
+    from fffconvert.inspection import Info as Info
+    from fffconvert.inspection import env as env
+    from fffconvert.inspection import info as info
+    from fffconvert.latency import Latency as Latency
+    from fffconvert.latency import benchmark as benchmark
+    from fffconvert.pipeline import Result as Result
+    from fffconvert.pipeline import run as run
+    from fffconvert.recipe import Recipe as Recipe
+    from fffconvert.recipe import Training as Training
+    from fffconvert.recipe import load_recipe as load_recipe
+    from fffconvert.tasks import TASKS as TASKS
+    from fffconvert.tasks import Data as Data
+    from fffconvert.tasks import Task as Task
+    from fffconvert.tasks import read_data as read_data
     from fffconvert.tree import TreeShape as TreeShape
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Conversion": "conversion",
-    "FFF": "fff",
-    "LayerFit": "conversion",
-    "TreeShape": "tree",
-    "UserError": "errors",
-    "convert": "conversion",
+_NAMES = {
+    "calibration": ("calibrate",),
+    "checkpoint": ("Loaded", "load", "save"),
+    "conversion": ("Conversion", "LayerFit", "convert"),
+    "distillation": ("distill", "finetune"),
+    "errors": ("UserError",),
+    "evaluation": ("Scores", "evaluate"),
+    "fff": ("FFF",),
+    "hub": ("Push", "push"),
+    "inspection": ("Info", "env", "info"),
+    "latency": ("Latency", "benchmark"),
+    "pipeline": ("Result", "run"),
+    "recipe": ("Recipe", "Training", "load_recipe"),
+    "tasks": ("TASKS", "Data", "Task", "read_data"),
+    "tree": ("TreeShape",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = ["__version__", *_HOME]
 

@@ -12,7 +12,7 @@ from fffconvert.tree import TreeShape
 class FFF(nn.Module):
     """A fast feedforward layer (Belcak & Wattenhofer, arXiv 2308.14711 and 2311.10770), hard routed.
 
-    Routers that do not emit are fixed after conversion: a hard choice passes them no gradient.
+    Routers that do not emit are buffers, fixed after conversion: a hard choice passes them no gradient.
 
     Args:
         shape: The shape of the tree or trees.
@@ -40,11 +40,12 @@ class FFF(nn.Module):
         self.d_model = d_model
         self.activation = "identity" if shape.linear else activation
         for name, size in self.parameter_shapes().items():
-            if 0 in size:  # a part that this shape lacks: known, but neither trained nor stored
-                self.register_buffer(name, torch.empty(size), persistent=False)
+            stored = 0 not in size  # else a part that this shape lacks
+            trained = shape.emitting or not name.startswith("router_")
+            if stored and trained:
+                self.register_parameter(name, nn.Parameter(torch.empty(size)))
             else:
-                trained = shape.emitting or not name.startswith("router_")
-                self.register_parameter(name, nn.Parameter(torch.empty(size), requires_grad=trained))
+                self.register_buffer(name, torch.empty(size), persistent=stored)
         self.reset_parameters()
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -135,7 +135,7 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
         disable_progress_bars()
         try:
             found = load_dataset("parquet", data_files=files)
-        except Exception as error:  # noqa: BLE001 - whatever a Parquet reader finds wrong
+        except Exception as error:
             raise UserError(
                 f"{data_dir / task.name}: not readable as Parquet ({_first_line(error)})"
             ) from error
@@ -152,7 +152,7 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
 def _load_from_hub(task: Task) -> DatasetDict:
     try:
         return load_dataset(HUB_DATASET, task.name)
-    except Exception as error:  # noqa: BLE001 - connection, proxy, disk and Hub errors share no base class
+    except Exception as error:
         raise UserError(
             f"{HUB_DATASET}/{task.name} could not be had from the Hub ({_first_line(error)}). "
             f"Name a folder that holds {task.name}/train.parquet with --data-dir."
@@ -316,6 +316,11 @@ def check_head(task: Task, config: PreTrainedConfig, name: str) -> None:
         raise UserError(
             f"{name} is {', '.join(heads)}; task {task.name} expects a ...ForSequenceClassification. "
             f"Fine-tune one first: fffconvert finetune {name} OUTPUT --task {task.name}"
+        )
+    ours = tuple(str(config.id2label[number]).lower() for number in sorted(config.id2label or {}))
+    if ours != task.labels and sorted(ours) == sorted(task.labels):
+        raise UserError(
+            f"{name} orders its labels {', '.join(ours)}; task {task.name} expects {', '.join(task.labels)}"
         )
     if config.num_labels != task.n_outputs:
         raise UserError(

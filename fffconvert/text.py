@@ -41,6 +41,6 @@ def docstrings(folder: Path) -> Iterator[str]:
             except (SyntaxError, UnicodeDecodeError, ValueError):
                 continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                if docstring := ast.get_docstring(node):
-                    yield docstring
+            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if documented and (docstring := ast.get_docstring(node)):
+                yield docstring

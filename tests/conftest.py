@@ -13,9 +13,30 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 import fffconvert  # noqa: F401 - registers converted models
 
-WORDS = (
-    "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()
-)
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "book",
+    "is",
+    "was",
+    "very",
+    "not",
+    "good",
+    "bad",
+    "fine",
+    "dull",
+    "bright",
+    "and",
+    "but",
+    "I",
+    "you",
+    "we",
+    "they",
+    "liked",
+    "hated",
+    "saw",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

@@ -1,0 +1,79 @@
+"""What one training step costs: a dense model's own step, and the converted model's, timed in turn.
+
+    python benchmarks/training_step.py MODEL
+
+A step is forward, backward and optimizer. The distillation step adds the teacher's forward.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from transformers import PreTrainedModel
+
+from fffconvert.calibration import listening
+from fffconvert.checkpoint import load
+from fffconvert.conversion import build
+from fffconvert.display import table
+from fffconvert.distillation import distillation_loss
+from fffconvert.families import family_of, ffn_inputs_of
+from fffconvert.latency import make_timing, random_ids, time_in_turn
+from fffconvert.tree import TreeShape
+
+SIZES = ((32, 16), (32, 64), (16, 128))  # batch, length
+
+
+def step(model: PreTrainedModel, ids: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step on a stand-in for a loss, which costs nothing itself."""
+    model(input_ids=ids, output_hidden_states=True)["hidden_states"][-1].square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def distillation_step(
+    student: PreTrainedModel, teacher: PreTrainedModel, ids: torch.Tensor, optimizer: torch.optim.Optimizer
+) -> None:
+    """One step of `fffconvert distill`."""
+    with torch.no_grad():
+        target = teacher(input_ids=ids, output_hidden_states=True)
+    output = student(input_ids=ids, output_hidden_states=True)
+    distillation_loss(output, target, torch.ones_like(ids))[0].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def main(name: str) -> None:
+    """Prints medians and ratios for a dense model and its conversion to the default tree."""
+    dense = load(name).model
+    with torch.no_grad(), listening(ffn_inputs_of(dense, family_of(dense.config))) as inputs:
+        dense(input_ids=random_ids(dense.config, 64, 64))
+    student = build(dense, [x.flatten(0, 1) for x in inputs], TreeShape(7, 12), "inputs", 0).model
+    optimizers = [
+        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        for model in (dense, student)
+    ]
+    rows = []
+    for batch, length in SIZES:
+        ids = random_ids(dense.config, batch, length)
+        runs = (
+            lambda ids=ids: step(dense, ids, optimizers[0]),
+            lambda ids=ids: step(student, ids, optimizers[1]),
+            lambda ids=ids: distillation_step(student, dense, ids, optimizers[1]),
+        )
+        times = make_timing(f"{batch} x {length} tokens", torch.get_num_threads(), time_in_turn(runs, 8.0))
+        ratios = (times.converted / times.dense, (times.removed or 0.0) / times.dense)
+        rows.append((times.what, times.dense, times.converted, times.removed, *ratios, times.spread))
+    columns = [
+        "batch",
+        "dense step",
+        "student step",
+        "distillation step",
+        "student / dense",
+        "distillation / dense",
+    ]
+    table(f"Training steps in milliseconds, {torch.get_num_threads()} threads", [*columns, "spread"], rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
