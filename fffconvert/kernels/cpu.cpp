@@ -15,6 +15,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -38,10 +39,10 @@ typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
 typedef uint16_t HVec __attribute__((vector_size(LANES * 2)));
 
-constexpr int64_t BLOCK = 32;        // neurons taken at once: their weights stay in the L2 cache
-constexpr int64_t TOKENS = 64;       // tokens taken at once by the weights' gradients
-constexpr int64_t GROUP = 8;         // tokens routed side by side
-constexpr int64_t WORTH_A_THREAD = 1 << 18;  // multiplications below which waking a thread costs more
+constexpr int64_t BLOCK = 32;   // neurons taken at once: their weights stay in the L2 cache
+constexpr int64_t TOKENS = 64;  // tokens taken at once by the weights' gradients
+constexpr int64_t GROUP = 4;    // tokens routed side by side: their inputs stay in the L1 cache
+constexpr int64_t WORTH_A_THREAD = 1 << 19;  // multiplications below which waking a thread costs more
 
 using Full = std::integral_constant<int64_t, LANES>;
 
@@ -59,6 +60,13 @@ inline Vec load(const bf16* p, N n) {
   std::memcpy(&h, p, n * sizeof(bf16));
   return (Vec)(__builtin_convertvector(h, IVec) << 16);
 }
+
+template <class N>
+inline void store(float* p, Vec v, N n) {
+  std::memcpy(p, &v, n * sizeof(float));
+}
+
+inline Vec all(float f) { return f - Vec{}; }
 
 // a * b + c. Asked for by name: left to itself, GCC splits some of them when it tunes for AMD.
 inline Vec fma(Vec a, Vec b, Vec c) {
@@ -84,9 +92,9 @@ inline float total(Vec v) {
   return lane[0];
 }
 
-template <class E>
-inline void prefetch(const E* row, int64_t d) {
-  for (int64_t i = 0; i < d; i += 64 / sizeof(E)) __builtin_prefetch(row + i);
+// The start of a row that will be read soon; the processor's own prefetching follows from there.
+inline void prefetch(const void* row) {
+  for (int i = 0; i < 4; ++i) __builtin_prefetch(static_cast<const char*>(row) + 64 * i);
 }
 
 // ---- Activations: float accuracy, NaN in gives NaN out, infinities as PyTorch has them.
@@ -98,20 +106,20 @@ inline Vec poly(Vec x, std::initializer_list<float> highest_first) {
 }
 
 inline Vec exp(Vec x) {
-  Vec clipped = x < -87.3f ? Vec{} - 87.3f : x > 88.7228f ? Vec{} + 88.7228f : x;
+  Vec clipped = x < -87.3f ? all(-87.3f) : x > 88.7228f ? all(88.7228f) : x;
   Vec n = (clipped * 1.44269504f + 12582912.0f) - 12582912.0f;  // the nearest whole number
   Vec r = (clipped - n * 0.693359375f) + n * 2.12194440e-4f;    // ln 2 in two parts
   Vec y = poly(r, {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f});
   IVec half = __builtin_convertvector(n * 0.5f, IVec);  // 2^n in two steps: 2^128 is no float
   IVec rest = __builtin_convertvector(n, IVec) - half;
   y = y * (Vec)((half + 127) << 23) * (Vec)((rest + 127) << 23);
-  return x > 88.7228f ? Vec{} + std::numeric_limits<float>::infinity() : x < -87.3f ? Vec{} : y;
+  return x > 88.7228f ? all(std::numeric_limits<float>::infinity()) : x < -87.3f ? Vec{} : y;
 }
 
 // x P(x^2) / Q(x^2), and the sign of x from `limit` on. Fitted for least relative error (below 4e-7).
 inline Vec odd_ratio(Vec x, float limit, std::initializer_list<float> p, std::initializer_list<float> q) {
   Vec y = x * poly(x * x, p) / poly(x * x, q);
-  return x >= limit ? Vec{} + 1.0f : x <= -limit ? Vec{} - 1.0f : y;
+  return x >= limit ? all(1.0f) : x <= -limit ? all(-1.0f) : y;
 }
 
 inline Vec erf(Vec x) {
@@ -141,7 +149,7 @@ struct GeluTanh {
 };
 struct Relu {
   static Vec of(Vec x) { return x < 0.0f ? Vec{} : x; }
-  static Vec at(Vec x) { return x <= 0.0f ? Vec{} : Vec{} + 1.0f; }
+  static Vec at(Vec x) { return x <= 0.0f ? Vec{} : all(1.0f); }
 };
 struct Silu {
   static Vec gate(Vec x) { return 1.0f / (1.0f + exp(-x)); }
@@ -154,7 +162,7 @@ struct Tanh {
 };
 struct Identity {
   static Vec of(Vec x) { return x; }
-  static Vec at(Vec x) { return Vec{} + 1.0f; }
+  static Vec at(Vec x) { return all(1.0f); }
 };
 
 // Calls `f` with the activation of that number; cpu.py holds the same order.
@@ -170,12 +178,10 @@ void with_activation(int64_t number, F f) {
   }
 }
 
+// c[i] = f(c[i], i), a vector at a time.
 template <class F>
 inline void each(float* c, int64_t n, F f) {  // in whole vectors: c is padded
-  for (int64_t i = 0; i < n; i += LANES) {
-    Vec v = f(load(c + i, Full{}), i);
-    std::memcpy(c + i, &v, sizeof(v));
-  }
+  for (int64_t i = 0; i < n; i += LANES) store(c + i, f(load(c + i, Full{}), i), Full{});
 }
 
 // h becomes its activation.
@@ -228,12 +234,12 @@ template <int R, class E>
       Vec row[S];
       for (int s = 0; s < S; ++s) row[s] = load(rows[k] + i + s * LANES, n);
       for (int r = 0; r < R; ++r) {
-        Vec f = Vec{} + c[r * c_row + k * c_col];
+        Vec f = all(c[r * c_row + k * c_col]);
         for (int s = 0; s < S; ++s) sum[r][s] = fma(f, row[s], sum[r][s]);
       }
     }
     for (int r = 0; r < R; ++r)
-      for (int s = 0; s < S; ++s) std::memcpy(y[r] + i + s * LANES, &sum[r][s], n * sizeof(float));
+      for (int s = 0; s < S; ++s) store(y[r] + i + s * LANES, sum[r][s], n);
   };
   int64_t i = begin;
   for (; i + WIDE * LANES <= end; i += WIDE * LANES) strip(i, std::integral_constant<int, WIDE>{}, Full{});
@@ -243,11 +249,11 @@ template <int R, class E>
 
 template <int T, class E>
 [[gnu::noinline]] void all_dots(const float* const* a, const E* const* b, int64_t n, int64_t d, float* c) {
-  constexpr int N = T == 1 ? 6 : 12 / T;  // with their operands, as many sums as AVX2 has registers
+  constexpr int N = T == 4 ? 3 : 6;  // with their operands, as many sums as AVX2 has registers
   int64_t i = 0;
   for (; i + N <= n; i += N) dots<T, N>(a, b + i, d, c + i);
-  for (; i + 2 <= n; i += 2) dots<T, 2>(a, b + i, d, c + i);
-  if (i < n) dots<T, 1>(a, b + i, d, c + i);
+  for (; N > 3 && i + 3 <= n; i += 3) dots<T, 3>(a, b + i, d, c + i);
+  for (; i < n; ++i) dots<T, 1>(a, b + i, d, c + i);
 }
 
 // One router's score. Its order of summation is fixed: the path of a token must not depend on its company.
@@ -261,6 +267,22 @@ inline float score(const float* x, const E* w, E bias, int64_t d) {
   for (; i + LANES <= d; i += LANES) add(sum[0], i, Full{});
   if (i < d) add(sum[0], i, d - i);
   return total((sum[0] + sum[1]) + (sum[2] + sum[3])) + scalar(bias);
+}
+
+// Calls f(position, T) for groups of T = 4, 2 or 1 positions from `begin` to `end`.
+template <class F>
+inline void in_groups(int64_t begin, int64_t end, F f) {
+  for (; begin + 4 <= end; begin += 4) f(begin, std::integral_constant<int, 4>{});
+  for (; begin + 2 <= end; begin += 2) f(begin, std::integral_constant<int, 2>{});
+  for (; begin < end; ++begin) f(begin, std::integral_constant<int, 1>{});
+}
+
+// The end of the run of equal `key(position)` that starts at `begin`.
+template <class Key>
+inline int64_t run_end(int64_t begin, int64_t limit, Key key) {
+  int64_t end = begin + 1;
+  while (end < limit && key(end) == key(begin)) ++end;
+  return end;
 }
 
 // ---- One tree: its weights, or (as Tree<float>, written through) their gradients.
@@ -303,11 +325,14 @@ void route(const Tree<E>& tree, const float* x, int32_t* leaf, float* scores, in
     for (int64_t level = 0; level < tree.depth; ++level) {
       for (int64_t i = 0; i < n; ++i) {
         bool last = level + 1 == tree.depth;
-        if (n == 1 && !last) prefetch(tree.router + (2 * node[i] + 1) * d, 2 * d);  // both children
+        if (n == 1 && !last) {  // nothing else to do meanwhile: both children
+          prefetch(tree.router + (2 * node[i] + 1) * d);
+          prefetch(tree.router + (2 * node[i] + 2) * d);
+        }
         float s = score(x + (first + i) * d, tree.router + node[i] * d, tree.router_bias[node[i]], d);
         if (tree.emitting) scores[(first + i) * tree.depth + level] = s;
-        node[i] = 2 * node[i] + 1 + (s >= 0);
-        if (n > 1 && !last) prefetch(tree.router + node[i] * d, d);
+        node[i] = 2 * node[i] + 1 + (s >= 0);  // a tie goes right, NaN goes left
+        if (n > 1 && !last) prefetch(tree.router + node[i] * d);
       }
     }
     for (int64_t i = 0; i < n; ++i) leaf[first + i] = int32_t(node[i] - (tree.leaves() - 1));
@@ -333,14 +358,6 @@ void sort_by_leaf(const int32_t* leaf, int64_t n, int64_t depth, Paths paths) {
   for (int64_t i = 0; i < n; ++i) paths.leaf[i] = leaf[paths.token[i]];
 }
 
-// The end of the run of equal `key(position)` that starts at `begin`.
-template <class Key>
-inline int64_t run_end(int64_t begin, int64_t limit, Key key) {
-  int64_t end = begin + 1;
-  while (end < limit && key(end) == key(begin)) ++end;
-  return end;
-}
-
 // T tokens through n neurons: to[t] (+)= bias + sum over n of finish(from[t] . ins[n]) * outs[n].
 template <int T, class E, class Finish>
 inline void through(const Paths& paths, int64_t position, const float* from, float* to, int64_t d,
@@ -363,7 +380,7 @@ inline void through(const Paths& paths, int64_t position, const float* from, flo
 template <class E, class Prepare, class Finish>
 void leaves(const Tree<E>& tree, const Paths& paths, int64_t n_tokens, const float* from, float* to,
             bool accumulate, bool biased, Prepare prepare, Finish finish) {
-  int64_t d = tree.d, cost = (2 * tree.neurons() + 1) * d;
+  int64_t d = tree.d, cost = (2 * tree.neurons() + 1) * d + 1;
   torch::stable::parallel_for(0, n_tokens, WORTH_A_THREAD / cost + 1, [&](int64_t begin, int64_t end) {
     for (int64_t stop; begin < end; begin = stop) {
       int64_t leaf = paths.leaf[begin];
@@ -375,17 +392,9 @@ void leaves(const Tree<E>& tree, const Paths& paths, int64_t n_tokens, const flo
         const E* bias = biased && first == 0 ? tree.out_bias + leaf * d : nullptr;
         bool add = accumulate || first > 0;
         auto done = [&](int64_t position, float* c) { finish(position, first, n_dots, n, leaf, c); };
-        for (int64_t p = begin; p < stop; p += 4) {
-          auto go = [&](auto count) {
-            through<count()>(paths, p, from, to, d, ins, outs, n_dots, n, bias, add, done);
-          };
-          switch (stop - p) {
-            case 1: go(std::integral_constant<int, 1>{}); break;
-            case 2: go(std::integral_constant<int, 2>{}); break;
-            case 3: go(std::integral_constant<int, 3>{}); break;
-            default: go(std::integral_constant<int, 4>{});
-          }
-        }
+        in_groups(begin, stop, [&](int64_t p, auto count) {
+          through<count()>(paths, p, from, to, d, ins, outs, n_dots, n, bias, add, done);
+        });
       }
     }
   });
@@ -431,8 +440,9 @@ void tree_backward_x(const Tree<E>& tree, const Paths& paths, int64_t n_tokens, 
 }
 
 // to[r] (+)= sum over n tokens of c[token * c_col + r] * rows[token], for n_rows rows of d
-void outer(float* to, int64_t n_rows, int64_t d, const float* c, int64_t c_col, const float* const* rows,
-           int64_t n, bool accumulate, int64_t begin, int64_t end) {
+[[gnu::noinline]] void outer(float* to, int64_t n_rows, int64_t d, const float* c, int64_t c_col,
+                             const float* const* rows, int64_t n, bool accumulate, int64_t begin,
+                             int64_t end) {
   const float* no_bias = nullptr;
   int64_t r = 0;
   for (; r + 4 <= n_rows; r += 4) {
@@ -445,6 +455,7 @@ void outer(float* to, int64_t n_rows, int64_t d, const float* c, int64_t c_col, 
   }
 }
 
+// to[i] (+)= sum over n rows of c[row * stride + i]
 void column_sums(float* to, int64_t n_columns, const float* c, int64_t stride, int64_t n, bool accumulate) {
   if (!accumulate) std::fill(to, to + n_columns, 0.0f);
   for (int64_t k = 0; k < n; ++k)
@@ -502,8 +513,15 @@ void tree_backward_weights(const Tree<float>& grad, const Paths& paths, int64_t 
 
 using Weights = std::vector<Tensor>;  // ten, in the order of reference.FFFWeights
 
-Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
+// An uninitialised contiguous tensor; the short way, as a single token is all overhead.
+Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  AtenTensorHandle handle;
+  int32_t dtype = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_int32();
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.size(), shape.data(), strides.data(), dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // The trees and, as a last tree of depth 0, the trunk.
@@ -532,6 +550,10 @@ void expect(const Tensor& t, const char* name, ScalarType type, std::initializer
   STD_TORCH_CHECK(t.scalar_type() == type, "fffconvert: ", name, " has another dtype than x");
 }
 
+float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
+
+int32_t* ints(const Tensor& t) { return static_cast<int32_t*>(t.data_ptr()); }
+
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 Tensor as(const Tensor& t, ScalarType type) {
@@ -548,6 +570,7 @@ void check(const Tensor& x, Weights& w) {
   int64_t d = x.size(1), trees = w[3].size(0), leaves = w[3].size(1), width = w[3].size(2);
   int64_t out_nodes = w[2].size(1), trunk = w[7].size(0);
   STD_TORCH_CHECK(x.size(0) < std::numeric_limits<int32_t>::max(), "fffconvert: too many tokens");
+  STD_TORCH_CHECK(trees > 0, "fffconvert: there is no tree");
   STD_TORCH_CHECK(leaves > 0 && leaves <= (1 << 20) && (leaves & (leaves - 1)) == 0,
                   "fffconvert: the number of leaves is no power of two up to 2^20");
   expect(w[0], "router_weight", type, {trees, leaves - 1, d});
@@ -563,6 +586,7 @@ void check(const Tensor& x, Weights& w) {
   for (Tensor& t : w) t = dense(t);
 }
 
+// Neurons that a token meets: what `pre` holds of each.
 template <class E>
 int64_t neurons_of(const std::vector<Tree<E>>& trees) {
   int64_t n = 0;
@@ -570,6 +594,7 @@ int64_t neurons_of(const std::vector<Tree<E>>& trees) {
   return n;
 }
 
+// Calls `f` with a value of the type that the weights' numbers have.
 template <class F>
 auto with_type(ScalarType type, F f) {
   return type == ScalarType::Float ? f(float{}) : f(bf16{});
@@ -597,30 +622,29 @@ void layer_forward(const std::vector<Tree<E>>& trees, int64_t n, const float* x,
 Tensor fff(Tensor x, Weights weights, int64_t activation) {
   check(x, weights);
   Tensor input = dense(as(x, ScalarType::Float));
-  Tensor y = new_tensor(input, {x.size(0), x.size(1)}, ScalarType::Float);
+  Tensor y = new_tensor({x.size(0), x.size(1)}, ScalarType::Float);
   with_type(x.scalar_type(), [&](auto element) {
     auto trees = trees_of<decltype(element)>(weights);
     std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * x.size(0)]);
-    layer_forward(trees, x.size(0), static_cast<float*>(input.data_ptr()), static_cast<float*>(y.data_ptr()),
-                  activation, paths.get(), nullptr);
+    layer_forward(trees, x.size(0), floats(input), floats(y), activation, paths.get(), nullptr);
   });
   return as(y, x.scalar_type());
 }
 
-// Returns y and what the backward needs: paths (n_trees and the trunk, 2, n_tokens) and all pre-activations, flat.
+// Returns y and what the backward needs: paths (n_trees, and one if there is a trunk; 2; n_tokens) and the
+// pre-activations, flat.
 std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t depth, int64_t activation) {
   check(x, weights);
   STD_TORCH_CHECK((int64_t{1} << depth) == weights[3].size(1), "fffconvert: depth does not fit the leaves");
   Tensor input = dense(as(x, ScalarType::Float));
   int64_t n = x.size(0);
-  Tensor y = new_tensor(input, {n, x.size(1)}, ScalarType::Float);
-  Tensor paths = new_tensor(input, {weights[3].size(0) + (weights[7].size(0) > 0), 2, n}, ScalarType::Int);
+  Tensor y = new_tensor({n, x.size(1)}, ScalarType::Float);
+  Tensor paths = new_tensor({weights[3].size(0) + (weights[7].size(0) > 0), 2, n}, ScalarType::Int);
   Tensor pre;
   with_type(x.scalar_type(), [&](auto element) {
     auto trees = trees_of<decltype(element)>(weights);
-    pre = new_tensor(input, {n * neurons_of(trees)}, ScalarType::Float);
-    layer_forward(trees, n, static_cast<float*>(input.data_ptr()), static_cast<float*>(y.data_ptr()),
-                  activation, static_cast<int32_t*>(paths.data_ptr()), static_cast<float*>(pre.data_ptr()));
+    pre = new_tensor({n * neurons_of(trees)}, ScalarType::Float);
+    layer_forward(trees, n, floats(input), floats(y), activation, ints(paths), floats(pre));
   });
   return {as(y, x.scalar_type()), paths, pre};
 }
@@ -630,19 +654,19 @@ std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor 
                                  int64_t activation, bool need_weights) {
   check(x, weights);
   auto type = x.scalar_type();
-  int64_t n = x.size(0), d = x.size(1), n_trees = weights[3].size(0), leaves = weights[3].size(1);
+  int64_t n = x.size(0), d = x.size(1), n_trees = weights[3].size(0);
   bool emitting = weights[2].size(1) > 0, trunk = weights[7].size(0) > 0;
   expect(grad, "grad", type, {n, d});
   expect(paths, "paths", ScalarType::Int, {n_trees + trunk, 2, n});
   Tensor xs = dense(as(x, ScalarType::Float)), gy = dense(as(grad, ScalarType::Float));
-  Tensor gx = new_tensor(xs, {n, d}, ScalarType::Float);
+  Tensor gx = new_tensor({n, d}, ScalarType::Float);
   Weights grads(10);
   for (int i = 0; i < 10; ++i) {
     bool unused = (i < 3 && !emitting) || (i > 6 && !trunk);
     auto sizes = weights[i].sizes();
     std::vector<int64_t> shape(sizes.begin(), sizes.end());
     if (!need_weights || unused) shape = {0};
-    grads[i] = new_tensor(xs, shape, ScalarType::Float);
+    grads[i] = new_tensor(shape, ScalarType::Float);
     if (i < 3) torch::stable::zero_(grads[i]);
   }
   paths = dense(paths);
@@ -653,19 +677,18 @@ std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor 
     std::vector<Tree<float>> grad_trees;
     if (need_weights) grad_trees = trees_of<float>(grads);
     std::unique_ptr<float[]> a(new float[pre.numel()]), g(new float[pre.numel()]);
-    auto* path = static_cast<int32_t*>(paths.data_ptr());
-    auto *x_in = static_cast<float*>(xs.data_ptr()), *g_in = static_cast<float*>(gy.data_ptr());
+    int32_t* path = ints(paths);
     int64_t at = 0;
     for (size_t t = 0; t < trees.size(); ++t, path += 2 * n) {
       Paths order{path, path + n};
       for (int64_t i = 0; i < n; ++i)
-        STD_TORCH_CHECK(path[i] >= 0 && path[i] < leaves && path[n + i] >= 0 && path[n + i] < n &&
+        STD_TORCH_CHECK(path[i] >= 0 && path[i] < trees[t].leaves() && path[n + i] >= 0 && path[n + i] < n &&
                             (i == 0 || path[i - 1] <= path[i]),
                         "fffconvert: paths are not those of a forward pass");
-      tree_backward_x(trees[t], order, n, g_in, static_cast<float*>(gx.data_ptr()), t > 0, activation,
-                      static_cast<float*>(pre.data_ptr()) + at, a.get() + at, g.get() + at);
+      tree_backward_x(trees[t], order, n, floats(gy), floats(gx), t > 0, activation, floats(pre) + at,
+                      a.get() + at, g.get() + at);
       if (need_weights)
-        tree_backward_weights(grad_trees[t], order, n, x_in, g_in, a.get() + at, g.get() + at);
+        tree_backward_weights(grad_trees[t], order, n, floats(xs), floats(gy), a.get() + at, g.get() + at);
       at += n * trees[t].neurons();
     }
   });

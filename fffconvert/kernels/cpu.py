@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 # The numbers that `with_activation` in cpu.cpp gives to functions; several names may mean one function.
 _NUMBERS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2, "silu": 3, "tanh": 4, "identity": 5}
+
+
+_lock = threading.Lock()
+_loaded = False
 
 
 class Unavailable(Exception):
@@ -103,28 +108,31 @@ def load() -> None:
     Raises:
         Unavailable: Where they can be neither built nor loaded.
     """
-    try:
-        library = library_path()
-        if not library.exists():
-            _compile(library)
-        torch.ops.load_library(library)
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
-    _register()
+    global _loaded
+    with _lock:
+        if _loaded:
+            return
+        try:
+            library = library_path()
+            if not library.exists():
+                _compile(library)
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            raise Unavailable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        _register()
+        _loaded = True
 
 
 # ---- What autograd and torch.compile must know
 
 
-def _fake_fff(x: Tensor, weights: list[Tensor], activation: int) -> Tensor:
+def _fake_fff(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _fake_train(
-    x: Tensor, weights: list[Tensor], depth: int, activation: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_train(x: Tensor, weights: list[Tensor], depth: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     w = FFFWeights(*weights)
-    trees, _, width, _ = w.leaf_in_weight.shape
+    trees, _leaves, width, _d_model = w.leaf_in_weight.shape
     trunk = w.trunk_in_weight.shape[0]
     neurons = trees * (width + (depth if w.emitting else 0)) + trunk
     paths = x.new_empty((trees + (1 if trunk else 0), 2, x.shape[0]), dtype=torch.int32)
@@ -137,15 +145,8 @@ def _differentiable(weights: Sequence[Tensor]) -> list[bool]:
     return [w.emitting] * 3 + [True] * 4 + [w.trunk_in_weight.shape[0] > 0] * 3
 
 
-def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    weights: list[Tensor],
-    paths: Tensor,
-    pre: Tensor,
-    activation: int,
-    need_weights: bool,
-) -> list[Tensor]:
+def _fake_backward(_: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> list[Tensor]:
+    need_weights = rest[-1]
     kept = _differentiable(weights) if need_weights else [False] * len(weights)
     shapes = [w.shape if keep else (0,) for w, keep in zip(weights, kept, strict=True)]
     return [x.new_empty(x.shape), *(x.new_empty(shape) for shape in shapes)]
