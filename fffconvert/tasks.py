@@ -317,7 +317,7 @@ def check_head(task: Task, config: PreTrainedConfig, name: str) -> None:
             f"{name} is {', '.join(heads)}; task {task.name} expects a ...ForSequenceClassification. "
             f"Fine-tune one first: fffconvert finetune {name} OUTPUT --task {task.name}"
         )
-    ours = tuple(str(config.id2label[number]).lower() for number in sorted(config.id2label or {}))
+    ours = tuple(label.lower() for _, label in sorted((config.id2label or {}).items()))
     if ours != task.labels and sorted(ours) == sorted(task.labels):
         raise UserError(
             f"{name} orders its labels {', '.join(ours)}; task {task.name} expects {', '.join(task.labels)}"

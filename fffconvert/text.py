@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 FEWEST_WORDS, MOST_WORDS = 5, 60
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
@@ -41,6 +42,5 @@ def docstrings(folder: Path) -> Iterator[str]:
             except (SyntaxError, UnicodeDecodeError, ValueError):
                 continue
         for node in ast.walk(tree):
-            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            if documented and (docstring := ast.get_docstring(node)):
+            if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
                 yield docstring

@@ -116,7 +116,7 @@ def load() -> None:
             library = library_path()
             if not library.exists():
                 _compile(library)
-            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+            torch.ops.load_library(library)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise Unavailable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         _register()
