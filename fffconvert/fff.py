@@ -17,7 +17,7 @@ class FFF(nn.Module):
     Args:
         shape: The shape of the tree or trees.
         d_model: Width of inputs and outputs.
-        activation: A name in `fffconvert.kernels.ACTIVATIONS`.
+        activation: The dense model's, a name in `fffconvert.kernels.ACTIVATIONS`; a linear shape does without.
 
     Shapes:
         Input and output are `(..., d_model)`.
@@ -27,7 +27,7 @@ class FFF(nn.Module):
         super().__init__()
         self.shape = shape
         self.d_model = d_model
-        self.activation = activation
+        self.activation = "identity" if shape.linear else activation
         for name, size in self.parameter_shapes().items():
             if 0 in size:  # a part that this shape lacks: known, but neither trained nor stored
                 self.register_buffer(name, torch.empty(size), persistent=False)

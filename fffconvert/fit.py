@@ -61,7 +61,7 @@ def fit_layer(ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed:
             raise UserError(f"tree.{name} is {getattr(shape, name)}; expected at most {limit} for this model")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        layer = FFF(shape, ffn.d_model, activation_of(shape, ffn.activation))
+        layer = FFF(shape, ffn.d_model, ffn.activation)
         rest = torch.cat([ffn(x) for x in inputs.split(CHUNK)])  # (n_tokens, d_model), to be explained
         if init == "random":
             layer.leaf_out_bias[0] = rest.mean(0)
@@ -70,11 +70,6 @@ def fit_layer(ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed:
             for tree in range(shape.trees):
                 fit_tree(ffn, inputs, rest, layer, tree, init, seed + tree)
     return layer
-
-
-def activation_of(shape: TreeShape, dense_activation: str) -> str:
-    """The activation of a layer's neurons."""
-    return "identity" if shape.linear else dense_activation
 
 
 def fit_trunk(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF) -> None:
