@@ -75,7 +75,7 @@ def fit_layer(ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed:
 def fit_trunk(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF) -> None:
     """Fits the trunk and takes what it explains off `rest`, in place."""
     if layer.shape.trunk:
-        trunk = fit_part(ffn, inputs, rest, layer.shape.trunk, layer.shape.linear)
+        trunk = fit_part(ffn, inputs, rest, layer.shape.trunk, layer.shape.linear, first=True)
         for name, tensor in trunk._asdict().items():
             getattr(layer, f"trunk_{name}").copy_(tensor)
         rest -= dense_ffn(inputs, *trunk, layer.activation)
@@ -119,13 +119,15 @@ def fit_nodes(inputs: Tensor, rest: Tensor, layer: FFF, tree: int) -> None:
 
 def fit_leaves(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF, tree: int) -> None:
     """Fits the leaves of one tree, each on the tokens that reach it."""
+    shape = layer.shape
+    first = tree == 0 and shape.trunk == 0 and not (shape.emitting and shape.depth > 0)
     leaf_of_token = route(inputs, layer.weights, tree)
     targets = rest.clone()  # neighbours lend their tokens, so these must not change on the way
-    for leaf in range(layer.shape.n_leaves):
-        near = neighbourhood(leaf_of_token, leaf, layer.shape.depth)
-        part = fit_part(ffn, inputs[near], targets[near], layer.shape.leaf_width, layer.shape.linear)
+    for leaf in range(shape.n_leaves):
+        near = neighbourhood(leaf_of_token, leaf, shape.depth)
+        part = fit_part(ffn, inputs[near], targets[near], shape.leaf_width, shape.linear, first)
         bias = (targets[near] - dense_ffn(inputs[near], *part, layer.activation)).mean(0)
-        if layer.shape.leaf_width == ffn.n_neurons:
+        if first and shape.leaf_width == ffn.n_neurons and not shape.linear:
             bias = ffn.out_bias  # nothing is left out, so this is the dense FFN itself
         for name, tensor in part._asdict().items():
             getattr(layer, f"leaf_{name}")[tree, leaf] = tensor
@@ -143,16 +145,21 @@ def neighbourhood(leaf_of_token: Tensor, leaf: int, depth: int) -> Tensor:
     return near
 
 
-def fit_part(ffn: DenseFFN, x: Tensor, target: Tensor, width: int, linear: bool) -> Part:
-    """The best small FFN found for `target` `(n_tokens, d_model)` at `x` `(n_tokens, d_model)`."""
+def fit_part(ffn: DenseFFN, x: Tensor, target: Tensor, width: int, linear: bool, first: bool) -> Part:
+    """The best small FFN found for `target` `(n_tokens, d_model)` at `x` `(n_tokens, d_model)`.
+
+    Where it is the `first` part, `target` is all that the dense FFN gives; else what earlier parts left
+    over, which the original output weights say little of.
+    """
     if linear:
         return reduced_rank(x, target, width)
-    if width == ffn.n_neurons:
+    if first and width == ffn.n_neurons:
         return Part(ffn.in_weight, ffn.in_bias, ffn.out_weight)
     chosen = contributions(ffn, x).topk(width).indices.sort().values
     in_weight, in_bias = ffn.in_weight[chosen], ffn.in_bias[chosen]
     activity = ACTIVATIONS[ffn.activation](x @ in_weight.T + in_bias)  # (n_tokens, width)
-    return Part(in_weight, in_bias, ridge(activity, target, toward=ffn.out_weight[chosen]))
+    toward = ffn.out_weight[chosen] if first else torch.zeros(width, ffn.d_model)
+    return Part(in_weight, in_bias, ridge(activity, target, toward))
 
 
 def contributions(ffn: DenseFFN, x: Tensor) -> Tensor:
