@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.tracking import filter_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
@@ -58,7 +59,12 @@ def make_accelerator(gradient_accumulation: int = 1, log_with: str | None = None
 
     Mixed precision is what `accelerate launch` or `accelerate config` says; without a word from them it is
     bfloat16 on a GPU that has it, and off elsewhere.
+
+    Raises:
+        UserError: For a tracker that Accelerate does not know, or that is not installed.
     """
+    if log_with:
+        check_tracker(log_with)
     bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return Accelerator(
         gradient_accumulation_steps=gradient_accumulation,
@@ -68,6 +74,16 @@ def make_accelerator(gradient_accumulation: int = 1, log_with: str | None = None
         log_with=log_with,
         project_dir="." if log_with else None,
     )
+
+
+def check_tracker(name: str) -> None:
+    """Raises a `UserError` for a tracker that Accelerate does not know, or that is not installed."""
+    try:
+        found = filter_trackers(name, logging_dir=".")
+    except ValueError as error:
+        raise UserError(f"tracker {name!r} is unknown to Accelerate ({error})") from error
+    if not found:
+        raise UserError(f"tracker {name!r} is not installed; install its package or leave it out")
 
 
 def batches_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, sampler: BatchSampler) -> DataLoader[Batch]:
