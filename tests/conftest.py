@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import tempfile
 from pathlib import Path
 
+if multiprocessing.parent_process() is None:  # a process that a test starts has its parent's
+    CACHE = tempfile.TemporaryDirectory(prefix="fffconvert-tests-")  # deleted when Python ends
+    os.environ.update(HF_HOME=CACHE.name, HF_HUB_OFFLINE="1")
+
+import datasets
 import pytest
 import torch
 import transformers
@@ -13,7 +21,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 import fffconvert  # noqa: F401 - registers converted models
 
-WORDS = "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()
+WORDS = (
+    "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()  # noqa: SIM905
+)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -21,6 +31,7 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny models gain nothing from more
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def sentences(n: int, seed: int = 0) -> list[str]:
@@ -28,7 +39,8 @@ def sentences(n: int, seed: int = 0) -> list[str]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 13, (n,), generator=generator).tolist()
     return [
-        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator)) for length in lengths
+        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator))
+        for length in lengths
     ]
 
 
@@ -81,7 +93,9 @@ def glue(tmp_path: Path) -> Path:
         write("sst2", split, {"sentence": first, "label": positive, "idx": index})
         score = [float(len(set(a.split()) & set(b.split()))) for a, b in zip(first, second, strict=True)]
         write("stsb", split, {"sentence1": first, "sentence2": second, "label": score, "idx": index})
-        for name in ("train_partial",) if split == "train" else ("validation_matched", "validation_mismatched"):
+        for name in (
+            ("train_partial",) if split == "train" else ("validation_matched", "validation_mismatched")
+        ):
             three = [i % 3 for i in index]
             write("mnli", name, {"premise": first, "hypothesis": second, "label": three, "idx": index})
     return root
