@@ -137,7 +137,10 @@ def _set(values: dict[str, Any], override: str) -> None:
         values = values[section]
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: {section} holds no keys of its own")
-    values[key] = yaml.safe_load(value)
+    try:
+        values[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: {value} is not YAML") from error
 
 
 def from_plain(cls: type, values: Any, where: str) -> Any:
