@@ -79,7 +79,8 @@ def option_log_with(command: Command) -> Command:
 
 def option_seed(command: Command) -> Command:
     """Adds `--seed N`."""
-    return click.option("--seed", default=0, show_default=True, help="Decides every random draw.")(command)
+    text = "Decides every random draw."
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=text)(command)
 
 
 def training_options(epochs: int, learning_rate: float) -> Callable[[Command], Command]:

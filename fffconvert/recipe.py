@@ -96,6 +96,8 @@ class Recipe:
         for name in ("calibration_tokens", "held_out", "train_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; expected at least 0")
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `load_recipe` reads back."""
