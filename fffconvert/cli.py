@@ -59,10 +59,15 @@ def fail(message: str, code: int = 1) -> None:
 
 
 def option_json(command: Command) -> Command:
-    """Adds `--json FILE`."""
-    return click.option(
-        "--json", "json_file", type=FILE, metavar="FILE", help="Also write the result as JSON."
-    )(command)
+    """Adds `--json FILE`; a folder that is not there is an error before any work is done."""
+
+    def check(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
+        if file is not None and not file.parent.is_dir():
+            raise UserError(f"--json {file}: there is no folder {file.parent}")
+        return file
+
+    text = "Also write the result as JSON."
+    return click.option("--json", "json_file", type=FILE, metavar="FILE", callback=check, help=text)(command)
 
 
 def option_data_dir(command: Command) -> Command:
