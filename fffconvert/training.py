@@ -21,6 +21,7 @@ from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.tracking import filter_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -192,13 +193,22 @@ def report(
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Writes `folder/step-N` beside its name first, then removes the older ones."""
+    """Writes `folder/step-N` beside its name first, then removes the older ones.
+
+    Raises:
+        UserError: For a checkpoint that cannot be written, as to a full disk.
+    """
     partial, whole = folder / "partial", folder / f"step-{step}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{whole} could not be written ({str(error).splitlines()[0]}); older checkpoints are kept"
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         partial.rename(whole)
