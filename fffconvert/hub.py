@@ -86,7 +86,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = F
             allow_patterns=list(files),
             commit_message="Upload a model converted by fffconvert",
         )
-    except Exception as error:  # noqa: BLE001 - connection, proxy, token and Hub errors share no base class
+    except Exception as error:  # connection, proxy, token and Hub errors share no base class
         raise UserError(
             f"{repo_id} could not be pushed ({first_line(error)}); is the Hub reachable, and are you logged in "
             "(hf auth login)?"
