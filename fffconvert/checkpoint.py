@@ -167,12 +167,17 @@ def save(
         report: What was measured.
 
     Raises:
-        UserError: For a folder that is not empty.
+        UserError: For a folder that is not empty, or weights that cannot be written, as to a full disk.
     """
     if not is_main_process():
         return
     with new_folder(folder) as beside:
-        loaded.model.save_pretrained(beside)
+        try:
+            loaded.model.save_pretrained(beside)
+        except SafetensorError as error:
+            raise UserError(
+                f"{folder} could not be written ({first_line(error)}); nothing was left behind"
+            ) from error
         loaded.tokenizer.save_pretrained(beside)
         if recipe is not None:
             (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")

@@ -59,10 +59,15 @@ def fail(message: str, code: int = 1) -> None:
 
 
 def option_json(command: Command) -> Command:
-    """Adds `--json FILE`."""
-    return click.option(
-        "--json", "json_file", type=FILE, metavar="FILE", help="Also write the result as JSON."
-    )(command)
+    """Adds `--json FILE`; a folder that is not there is an error before any work is done."""
+
+    def check(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
+        if file is not None and not file.parent.is_dir():
+            raise UserError(f"--json {file}: there is no folder {file.parent}")
+        return file
+
+    text = "Also write the result as JSON."
+    return click.option("--json", "json_file", type=FILE, metavar="FILE", callback=check, help=text)(command)
 
 
 def option_data_dir(command: Command) -> Command:
@@ -79,7 +84,8 @@ def option_log_with(command: Command) -> Command:
 
 def option_seed(command: Command) -> Command:
     """Adds `--seed N`."""
-    return click.option("--seed", default=0, show_default=True, help="Decides every random draw.")(command)
+    text = "Decides every random draw."
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=text)(command)
 
 
 def training_options(epochs: int, learning_rate: float) -> Callable[[Command], Command]:

@@ -94,6 +94,8 @@ def layers_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
     """
     try:
         layers = list(cast(nn.ModuleList, base_of(model).get_submodule(family.layers)))
+        if not layers:
+            raise AttributeError("it has no layers")
         for layer in layers:
             layer.get_submodule(family.place)
     except AttributeError as error:

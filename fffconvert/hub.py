@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from fffconvert.checkpoint import first_line, load_config
 from fffconvert.errors import UserError
@@ -86,7 +86,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = F
             allow_patterns=list(files),
             commit_message="Upload a model converted by fffconvert",
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:  # connection, proxy, token and Hub errors share no base class
         raise UserError(
             f"{repo_id} could not be pushed ({first_line(error)}); is the Hub reachable, and are you logged in "
             "(hf auth login)?"

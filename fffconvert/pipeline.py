@@ -28,6 +28,7 @@ from fffconvert.training import wait_for_everyone
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,18 @@ def run(
         UserError: For anything that is wrong with the recipe, its model, its data or the folders.
     """
     work = open_work(recipe, output, resume)
+    try:
+        return run_stages(recipe, output, work, data_dir, log_with)
+    except BaseException:
+        if is_main_process() and [path.name for path in work.iterdir()] == [RECIPE]:
+            shutil.rmtree(work)  # nothing to resume
+        raise
+
+
+def run_stages(
+    recipe: Recipe, output: Path, work: Path, data_dir: Path | None, log_with: str | None
+) -> Result:
+    """As `run`, in a folder for work in progress."""
     base = load_base(recipe, work)
     data = read_data(
         task_named(recipe.task) if recipe.task else None,
@@ -85,7 +98,7 @@ def run(
 def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     """The folder for work in progress: a new one, or that of the run to resume."""
     work = output.with_name(f"{output.name}.work")
-    saved = work / "recipe.yaml"
+    saved = work / RECIPE
     if is_main_process():
         refuse_existing(output)
         refuse_existing(teacher_folder(output))

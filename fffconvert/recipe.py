@@ -96,6 +96,8 @@ class Recipe:
         for name in ("calibration_tokens", "held_out", "train_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; expected at least 0")
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `load_recipe` reads back."""
@@ -137,7 +139,10 @@ def _set(values: dict[str, Any], override: str) -> None:
         values = values[section]
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: {section} holds no keys of its own")
-    values[key] = yaml.safe_load(value)
+    try:
+        values[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: {value} is not YAML") from error
 
 
 def from_plain(cls: type, values: Any, where: str) -> Any:

@@ -269,6 +269,7 @@ def read_data(
     Raises:
         UserError: For data that is missing or malformed, or fewer lines than are to be held out.
     """
+    _refuse_both(task, text)
     random = np.random.default_rng(seed)
     if task is not None:
         train = load_task(task, data_dir, ("train",))["train"]
@@ -276,7 +277,7 @@ def read_data(
             train = train.select(random.permutation(len(train))[:train_rows])
         validations = read_validations(task, None, tokenizer, data_dir) if held_out else {}
         return Data(task, texts_of(task, train), tokenized(task, train, tokenizer), validations)
-    lines = list(read_lines(_one_of(task, text)))
+    lines = list(read_lines(cast(Path, text)))
     if len(lines) <= held_out:
         raise UserError(f"{text} has {len(lines)} lines; expected more than the {held_out} to hold out")
     drawn = [lines[i] for i in random.permutation(len(lines))]
@@ -293,16 +294,16 @@ def read_validations(
     Raises:
         UserError: For data that is missing or malformed.
     """
+    _refuse_both(task, text)
     if task is not None:
         splits = load_task(task, data_dir, task.validations)
         return {name: tokenized(task, rows, tokenizer) for name, rows in splits.items()}
-    return {"text": tokenized_texts(list(read_lines(_one_of(task, text))), tokenizer)}
+    return {"text": tokenized_texts(list(read_lines(cast(Path, text))), tokenizer)}
 
 
-def _one_of(task: Task | None, text: Path | None) -> Path:
+def _refuse_both(task: Task | None, text: Path | None) -> None:
     if (task is None) == (text is None):
         raise UserError("name either a task or a text file, and not both")
-    return cast(Path, text)
 
 
 def check_head(task: Task, config: PreTrainedConfig, name: str) -> None:

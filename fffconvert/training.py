@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.tracking import filter_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -58,7 +60,12 @@ def make_accelerator(gradient_accumulation: int = 1, log_with: str | None = None
 
     Mixed precision is what `accelerate launch` or `accelerate config` says; without a word from them it is
     bfloat16 on a GPU that has it, and off elsewhere.
+
+    Raises:
+        UserError: For a tracker that Accelerate does not know, or that is not installed.
     """
+    if log_with:
+        check_tracker(log_with)
     bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return Accelerator(
         gradient_accumulation_steps=gradient_accumulation,
@@ -68,6 +75,16 @@ def make_accelerator(gradient_accumulation: int = 1, log_with: str | None = None
         log_with=log_with,
         project_dir="." if log_with else None,
     )
+
+
+def check_tracker(name: str) -> None:
+    """Raises a `UserError` for a tracker that Accelerate does not know, or that is not installed."""
+    try:
+        found = filter_trackers(name, logging_dir=".")
+    except ValueError as error:
+        raise UserError(f"tracker {name!r} is unknown to Accelerate ({error})") from error
+    if not found:
+        raise UserError(f"tracker {name!r} is not installed; install its package or leave it out")
 
 
 def batches_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, sampler: BatchSampler) -> DataLoader[Batch]:
@@ -176,13 +193,22 @@ def report(
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Writes `folder/step-N` beside its name first, then removes the older ones."""
+    """Writes `folder/step-N` beside its name first, then removes the older ones.
+
+    Raises:
+        UserError: For a checkpoint that cannot be written, as to a full disk.
+    """
     partial, whole = folder / "partial", folder / f"step-{step}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{whole} could not be written ({str(error).splitlines()[0]}); older checkpoints are kept"
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         partial.rename(whole)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import tempfile
 from pathlib import Path
 
+if multiprocessing.parent_process() is None:  # a process that a test starts has its parent's
+    CACHE = tempfile.TemporaryDirectory(prefix="fffconvert-tests-")  # deleted when Python ends
+    os.environ.update(HF_HOME=CACHE.name, HF_HUB_OFFLINE="1")
+
+import datasets
 import pytest
 import torch
 import transformers
@@ -13,30 +21,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 import fffconvert  # noqa: F401 - registers converted models
 
-WORDS = [
-    "the",
-    "a",
-    "film",
-    "book",
-    "is",
-    "was",
-    "very",
-    "not",
-    "good",
-    "bad",
-    "fine",
-    "dull",
-    "bright",
-    "and",
-    "but",
-    "I",
-    "you",
-    "we",
-    "they",
-    "liked",
-    "hated",
-    "saw",
-]
+WORDS = (
+    "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()  # noqa: SIM905
+)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -44,6 +31,7 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny models gain nothing from more
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def sentences(n: int, seed: int = 0) -> list[str]:

@@ -1,0 +1,418 @@
+"""The training loop: order of rows, accumulation, exact resume after SIGKILL, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator, tracking
+from accelerate.tracking import GeneralTracker
+from conftest import sentences
+from datasets import Dataset
+from processes import finish, start, wait_until
+from torch import Tensor
+from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+
+import fffconvert
+from fffconvert import checkpoint, training
+from fffconvert.conversion import convert
+from fffconvert.distillation import distill, finetune
+from fffconvert.errors import UserError
+from fffconvert.evaluation import evaluate
+from fffconvert.recipe import Training
+from fffconvert.tasks import TASKS, read_data, read_validations, tokenized_texts
+from fffconvert.training import EpochSampler, checkpoints_in
+from fffconvert.tree import TreeShape
+
+TREE = TreeShape(depth=2, leaf_width=2)
+SETTINGS = Training(epochs=4, learning_rate=1e-3, batch_size=8, checkpoint_every=5)
+HOLD_AT = 17  # past the checkpoint of step 15, before that of step 20
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Bitwise."""
+    assert list(ours) == list(theirs)
+    differing = [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
+    assert not differing
+
+
+def assert_close_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Within rounding, but for the keys' biases: softmax does not see them, so their gradient is noise."""
+    for name in ours.keys() - {name for name in ours if name.endswith("key.bias")}:
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def rows_for(tokenizer: PreTrainedTokenizerFast, n: int = 92) -> Dataset:
+    texts = sentences(n)
+    return tokenized_texts(texts, tokenizer).add_column("labels", [int("good" in text) for text in texts])
+
+
+def student_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    return convert(model, tokenizer, sentences(100), TREE, calibration_tokens=500).model
+
+
+# ---- The order of rows
+
+
+LENGTHS = [3 + number % 11 for number in range(100)]
+
+
+def test_an_epoch_visits_every_row_once() -> None:
+    assert sorted(EpochSampler(LENGTHS, 8, seed=0)) == list(range(100))
+
+
+def test_epochs_differ_and_repeat() -> None:
+    sampler, again = EpochSampler(LENGTHS, 8, seed=3), EpochSampler(LENGTHS, 8, seed=3)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    again.set_epoch(1)
+    assert first != second
+    assert list(again) == second
+    assert list(EpochSampler(LENGTHS, 8, seed=4)) != first
+
+
+def test_order_ignores_torchs_own_generator() -> None:
+    torch.manual_seed(1)
+    first = list(EpochSampler(LENGTHS, 8, seed=0))
+    torch.manual_seed(2)
+    assert list(EpochSampler(LENGTHS, 8, seed=0)) == first
+
+
+# ---- Steps
+
+
+def test_two_accumulated_batches_are_one_of_twice_the_size(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = rows_for(tokenizer, 96).remove_columns("length")
+    rows = rows.add_column("length", [9] * 96)  # so that both draw the rows in the same order
+    ends = []
+    for size, accumulation in ((16, 1), (8, 2)):
+        student = student_of(classifier, tokenizer)
+        settings = replace(SETTINGS, epochs=1, batch_size=size, gradient_accumulation=accumulation)
+        distill(student, classifier, tokenizer, rows, settings)
+        ends.append(weights_of(student))
+    assert_close_weights(*ends)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 5], ids="accumulate_{}".format)
+def test_number_of_steps(
+    accumulation: int,
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(training, "report", lambda _a, _f, step, *_, **__: steps.append(step))
+    settings = replace(SETTINGS, epochs=2, gradient_accumulation=accumulation)
+    finetune(classifier, tokenizer, rows_for(tokenizer), settings)
+    per_epoch = -(-11 // accumulation)  # 92 rows make 11 whole batches of 8
+    assert steps == list(range(1, 2 * per_epoch + 1))
+
+
+def test_training_is_deterministic(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    start_weights, ends = weights_of(classifier), []
+    for seed in (0, 0, 1):
+        classifier.load_state_dict(start_weights)
+        finetune(classifier, tokenizer, rows_for(tokenizer), replace(SETTINGS, epochs=1), seed=seed)
+        ends.append(weights_of(classifier))
+    assert_same_weights(ends[0], ends[1])
+    assert not torch.equal(ends[0]["classifier.weight"], ends[2]["classifier.weight"])
+
+
+def test_fewer_rows_than_a_batch(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    before = weights_of(classifier)
+    finetune(classifier, tokenizer, rows_for(tokenizer, 3), replace(SETTINGS, epochs=1))
+    assert not torch.equal(before["classifier.weight"], classifier.classifier.weight)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with torch.no_grad():
+        classifier.classifier.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite at step 1: .* lower the learning_rate"):
+        finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS)
+
+
+class Recorder(GeneralTracker):
+    """A tracker that keeps what it gets."""
+
+    name, requires_logging_directory, tracker = "recorder", False, None
+    config: dict[str, object]
+    steps: list[tuple[int, list[str]]]
+
+    def __init__(self, run_name: str) -> None:
+        super().__init__()
+        Recorder.steps = []
+        self.run_name = run_name
+
+    def store_init_configuration(self, values: dict[str, object]) -> None:
+        Recorder.config = values
+
+    def log(self, values: dict[str, float], step: int, **_: object) -> None:
+        self.steps.append((step, sorted(values)))
+
+
+def test_a_tracker_gets_settings_and_every_step(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "recorder", Recorder)
+    settings = replace(SETTINGS, epochs=1)
+    student = student_of(classifier, tokenizer)
+    distill(student, classifier, tokenizer, rows_for(tokenizer), settings, log_with="recorder")
+    assert Recorder.config == asdict(settings)
+    assert Recorder.steps == [(step, ["hidden", "logits"]) for step in range(1, 12)]
+
+
+@pytest.mark.parametrize(("name", "problem"), [("wanbd", "unknown"), ("clearml", "not installed")])
+def test_a_tracker_that_cannot_serve_is_refused(
+    name: str,
+    problem: str,
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    with pytest.raises(UserError, match=rf"tracker '{name}' is {problem}"):
+        finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS, log_with=name)
+
+
+# ---- Checkpoints
+
+
+def train_and_hold(kind: str, folder: str, teacher: str, checkpoints: Path, settings: Training) -> None:
+    """Trains in a process of its own, and stands still between two checkpoints until it is killed."""
+    report = training.report
+
+    def report_and_hold(accelerator: object, figures: object, step: int, *rest, **more) -> None:
+        report(accelerator, figures, step, *rest, **more)
+        if step == HOLD_AT:
+            (checkpoints / "holding").touch()
+            time.sleep(600)
+
+    training.report = report_and_hold
+    train_in_full(kind, folder, teacher, checkpoints, settings)
+
+
+def train_in_full(
+    kind: str, folder: str, teacher: str, checkpoints: Path | None, settings: Training
+) -> dict[str, Tensor]:
+    loaded = checkpoint.load(folder)
+    rows = rows_for(loaded.tokenizer)
+    if kind == "finetune":
+        finetune(loaded.model, loaded.tokenizer, rows, settings, checkpoints=checkpoints)
+    else:
+        dense = checkpoint.load(teacher).model
+        distill(loaded.model, dense, loaded.tokenizer, rows, settings, checkpoints=checkpoints)
+    return weights_of(loaded.model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        pytest.param("finetune", SETTINGS, id="finetune_with_dropout"),
+        pytest.param("distill", replace(SETTINGS, gradient_accumulation=2), id="distill_accumulating"),
+    ],
+)
+def test_a_killed_run_that_is_resumed_ends_with_the_same_weights(
+    kind: str,
+    settings: Training,
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    folder_of: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    teacher = folder_of(classifier)
+    folder = teacher if kind == "finetune" else folder_of(student_of(classifier, tokenizer), "student")
+    assert classifier.config.hidden_dropout_prob > 0
+    whole = train_in_full(kind, folder, teacher, None, settings)
+
+    checkpoints = tmp_path / "checkpoints"
+    process = start(train_and_hold, kind, folder, teacher, checkpoints, settings)
+    wait_until((checkpoints / "holding").exists, process)
+    process.kill()
+    assert finish(process) == -signal.SIGKILL
+    assert checkpoints_in(checkpoints) == [15]
+
+    torch.manual_seed(123)  # must not matter
+    resumed = train_in_full(kind, folder, teacher, checkpoints, settings)
+    assert_same_weights(resumed, whole)
+    assert not checkpoints.exists()
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends the next training run after some steps, as Ctrl-C does."""
+    report = training.report
+
+    def report_and_interrupt(accelerator: object, figures: object, now: int, *rest, **more) -> None:
+        report(accelerator, figures, now, *rest, **more)
+        if now == step:
+            monkeypatch.setattr(training, "report", report)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "report", report_and_interrupt)
+
+
+@pytest.fixture
+def interrupted(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """The checkpoints of a run that was interrupted at step 7."""
+    interrupt_at(7, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS, checkpoints=tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def test_only_the_newest_checkpoint_is_kept(interrupted: Path) -> None:
+    assert sorted(path.name for path in interrupted.iterdir()) == ["settings.json", "step-5"]
+    settings = json.loads((interrupted / "settings.json").read_text())
+    assert settings == {**asdict(SETTINGS), "seed": 0, "rows": 92}
+
+
+@pytest.mark.parametrize(
+    ("settings", "seed"),
+    [(replace(SETTINGS, learning_rate=2e-3), 0), (SETTINGS, 1)],
+    ids=["other_learning_rate", "other_seed"],
+)
+def test_checkpoints_of_other_settings_are_refused(
+    settings: Training,
+    seed: int,
+    interrupted: Path,
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    with pytest.raises(UserError, match="run with other settings; delete it"):
+        finetune(classifier, tokenizer, rows_for(tokenizer), settings, seed=seed, checkpoints=interrupted)
+    assert checkpoints_in(interrupted) == [5]
+
+
+def test_a_checkpoint_that_was_not_written_whole_is_ignored(
+    interrupted: Path, classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (interrupted / "partial").mkdir()
+    (interrupted / "partial" / "model.safetensors").write_bytes(b"cut sho")
+    assert checkpoints_in(interrupted) == [5]
+    finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS, checkpoints=interrupted)
+    assert not interrupted.exists()
+
+
+# ---- Two processes
+
+TWO = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from fffconvert.cli import main
+
+folder = sys.argv[1]
+data = ["--task", "sst2", "--data-dir", f"{folder}/glue"]
+teacher = ["--teacher", f"{folder}/dense"]
+for arguments in (
+    ["evaluate", f"{folder}/student", *data, *teacher, "--json", f"{folder}/two.json"],
+    ["distill", f"{folder}/student", f"{folder}/two", *data, *teacher, "--epochs", "2", "--batch-size", "8"],
+):
+    main(arguments, standalone_mode=False)
+state = PartialState()
+Path(folder, f"process-{state.process_index}-of-{state.num_processes}").touch()
+"""
+
+
+def launch_two_processes(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script in two CPU processes by `accelerate launch`, on loopback.
+
+    Without an MPI, `accelerate launch --cpu` starts one process whatever number it is told; the launcher
+    named after GPUs starts as many as it is told, and `ACCELERATE_USE_CPU` puts them on the CPU.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    more = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    environment = {
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(fffconvert.__file__).parents[1]),
+    }
+    return subprocess.run(
+        [*launch, *more, *where, str(script), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_two_processes_give_what_one_gives(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    glue: Path,
+    folder_of: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """One launch for both claims, because it takes seconds to import torch three times."""
+    folder_of(classifier)
+    folder_of(student_of(classifier, tokenizer), "student")
+    script = tmp_path / "two.py"
+    script.write_text(TWO, encoding="utf-8")
+    done = launch_two_processes(script, str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(path.name for path in tmp_path.glob("process-*")) == ["process-0-of-2", "process-1-of-2"]
+
+    # evaluation: 37 rows over two processes, none counted twice
+    task = TASKS["sst2"]
+    student, teacher = checkpoint.load(str(tmp_path / "student")), checkpoint.load(str(tmp_path / "dense"))
+    validations = read_validations(task, None, tokenizer, glue)
+    assert len(validations["validation"]) == 37
+    scores = evaluate(student.model, tokenizer, task, validations, teacher.model)
+    assert json.loads((tmp_path / "two.json").read_text()) == scores.to_dict()
+
+    # training: each batch is shared out, so the steps are the same
+    rows = read_data(task, None, tokenizer, data_dir=glue).rows
+    settings = Training(epochs=2, batch_size=8)
+    before = weights_of(student.model)
+    distill(student.model, teacher.model, tokenizer, rows, settings)
+    two = weights_of(checkpoint.load(str(tmp_path / "two")).model)
+    moved = max(float((tensor - before[name]).abs().max()) for name, tensor in two.items())
+    assert moved > 1e-3
+    assert_close_weights(two, weights_of(student.model))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    with pytest.raises(UserError, match="batch_size is 8; expected a multiple of the 3 processes"):
+        finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS)
