@@ -141,6 +141,7 @@ def train(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
     schedule = get_scheduler("linear", optimizer, int(settings.warmup * n_steps), n_steps)
     wrapped, optimizer, schedule, loader = accelerator.prepare(
