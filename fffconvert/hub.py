@@ -11,11 +11,12 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from fffconvert.checkpoint import first_line, load_config
 from fffconvert.errors import UserError
-from fffconvert.modeling import is_converted
+from fffconvert.modeling import CODE, is_converted
 
 PUBLISHED = (
     "README.md",
     "config.json",
+    f"{CODE}.py",
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",

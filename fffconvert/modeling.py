@@ -4,25 +4,29 @@ For each family this derives a configuration (`fff-bert` from `bert`, holding th
 `fff`) and, for each head that the family has, a class that differs from the dense one only in its FFNs.
 Both are registered with the Auto classes, the way `transformers` documents for custom models, so that
 `from_pretrained`, `pipeline`, `Trainer` and `save_pretrained` treat a converted model like any other.
+Where fffconvert is not installed the same code is read from one file beside the weights (see `fffconvert.remote`).
 """
 
 from __future__ import annotations
 
-import sys
+import os
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, Family, family_of, replace_ffns
 from fffconvert.fff import FFF
+from fffconvert.remote import flat_source
 from fffconvert.tree import TreeShape
 
 PREFIX = "fff-"
+CODE = "modeling_fff"  # the flat file beside the weights, without `.py`
 
 
 def is_converted(config: PreTrainedConfig) -> bool:
@@ -53,6 +57,16 @@ def dense_neurons(config: PreTrainedConfig) -> int:
     return int(getattr(config, family.n_neurons))
 
 
+class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: ignore[misc]
+    """What a converted configuration adds to the dense one, besides its fields."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As ever; models save their configuration here. The code for `trust_remote_code` goes beside it."""
+        self.auto_map = auto_map(converted_family(self))
+        super().save_pretrained(save_directory, *args, **kwargs)
+        (Path(save_directory) / f"{CODE}.py").write_text(flat_source(), encoding="utf-8")
+
+
 @cache
 def config_class(family: Family) -> type[PreTrainedConfig]:
     """The configuration class of a converted family: the dense one and the field `fff`."""
@@ -65,12 +79,13 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
         "model_type": PREFIX + family.model_type,
         "fff": None,
     }
-    return cast(type[PreTrainedConfig], _publish(type(name, (dense,), fields)))
+    return cast(type[PreTrainedConfig], type(name, (_FFFConfigMixin, dense), fields))
 
 
 def config_with(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
     """The values of one configuration in another class, some of them changed."""
-    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "fff")}
+    own = ("model_type", "fff", "auto_map")
+    values = {key: value for key, value in config.to_dict().items() if key not in own}
     return cls(**values, **changes)
 
 
@@ -103,8 +118,7 @@ def model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "__doc__": f"`{dense_class.__name__}` with fast feedforward trees for FFNs.",
         "config_class": config_class(family),
     }
-    cls = type(f"FFF{dense_class.__name__}", (_FFFMixin, dense_class), fields)
-    return cast(type[PreTrainedModel], _publish(cls))
+    return cast(type[PreTrainedModel], type(f"FFF{dense_class.__name__}", (_FFFMixin, dense_class), fields))
 
 
 def dense_class_of(converted_class: type[PreTrainedModel]) -> Any:
@@ -112,27 +126,41 @@ def dense_class_of(converted_class: type[PreTrainedModel]) -> Any:
     return next(cls for cls in converted_class.__mro__ if cls.__module__.startswith("transformers."))
 
 
-def _publish(cls: type) -> type:
-    """Makes a derived class importable by its name, which pickling needs."""
-    setattr(sys.modules[__name__], cls.__name__, cls)
-    return cls
+def __getattr__(name: str) -> Any:
+    """`FFFBertModel`, `FFFBertConfig` and the others, so that pickle and `auto_map` find them by name."""
+    dense: Any = getattr(transformers, name.removeprefix("FFF"), None) if name.startswith("FFF") else None
+    config = getattr(dense, "config_class", dense)  # of a model or, for a configuration, itself
+    if getattr(config, "model_type", None) in FAMILIES:
+        return config_class(FAMILIES[config.model_type]) if dense is config else model_class(dense)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def heads_of(family: Family) -> Iterator[tuple[Any, Any]]:
+    """Every Auto class that knows the dense family, with the dense class that it gives."""
+    # not before: this import is what registration waits for
+    from transformers.models.auto import modeling_auto
+
+    dense_config = getattr(transformers, family.config_class)
+    for value in list(vars(modeling_auto).values()):
+        if isinstance(value, type) and issubclass(value, _BaseAutoModelClass):
+            mapping = value._model_mapping
+            if mapping is not None and dense_config in mapping:
+                found: Any = mapping[dense_config]
+                for dense_class in found if isinstance(found, tuple) else (found,):
+                    yield value, dense_class
+
+
+def auto_map(family: Family) -> dict[str, str]:
+    """What `config.json` says for `trust_remote_code`: for each Auto class a class of the flat file."""
+    heads = {auto_class.__name__: dense_class.__name__ for auto_class, dense_class in heads_of(family)}
+    names = {"AutoConfig": family.config_class, **heads}
+    return {auto_class: f"{CODE}.FFF{name}" for auto_class, name in names.items()}
 
 
 def register() -> None:
     """Makes the Auto classes know every converted family and head. Called once, by `import fffconvert`."""
-    auto_classes = [
-        value
-        for value in vars(modeling_auto).values()
-        if isinstance(value, type)
-        and issubclass(value, _BaseAutoModelClass)
-        and value._model_mapping is not None
-    ]
     for family in FAMILIES.values():
-        dense_config = getattr(transformers, family.config_class)
         converted_config = config_class(family)
         AutoConfig.register(converted_config.model_type, converted_config)
-        for auto_class in auto_classes:
-            if dense_config in auto_class._model_mapping:
-                found = auto_class._model_mapping[dense_config]
-                for dense_class in found if isinstance(found, tuple) else (found,):
-                    auto_class.register(converted_config, model_class(dense_class))
+        for auto_class, dense_class in heads_of(family):
+            auto_class.register(converted_config, model_class(dense_class))
