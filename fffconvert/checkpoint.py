@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +26,9 @@ from fffconvert.families import family_of
 from fffconvert.recipe import Recipe
 
 TEMPLATE = Path(__file__).with_name("card.md")
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What `transformers` raises for files that are missing, malformed, or make no sense together."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ def load(name: str) -> Loaded:
             missing or disagree with `config.json`, or a tokenizer that cannot be read.
     """
     config = load_config(name)
-    model = load_weights(name, head_class(name, config))
-    return Loaded(name, model, load_tokenizer(name))
+    model = load_weights(name, config, head_class(name, config))
+    return Loaded(name, model, load_tokenizer(name, config))
 
 
 def load_for_task(name: str, n_labels: int, labels: tuple[str, ...], seed: int) -> Loaded:
@@ -59,23 +64,24 @@ def load_for_task(name: str, n_labels: int, labels: tuple[str, ...], seed: int) 
     config = load_config(name)
     if modeling.is_converted(config):
         raise UserError(f"{name} is a converted model; a teacher is dense")
+    family_of(config)
     config.num_labels = n_labels
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
     transformers.set_seed(seed)  # a new head is drawn
     cls = transformers.AutoModelForSequenceClassification
-    model = load_weights(name, cls, new_head=True, config=config, ignore_mismatched_sizes=True)
-    return Loaded(name, model, load_tokenizer(name))
+    model = load_weights(name, config, cls, new_head=True)
+    return Loaded(name, model, load_tokenizer(name, config))
 
 
 def load_config(name: str) -> PreTrainedConfig:
     """The configuration of a Hub id or a folder. Raises as `load` does."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"{name} has no config.json; expected the folder of a saved model")
+        raise UserError(f"{name!r} has no config.json; expected the folder of a saved model")
     try:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(name))
-    except (OSError, ValueError, KeyError, HFValidationError) as error:
+    except (*UNREADABLE, HFValidationError, StrictDataclassError) as error:
         raise UserError(
             f"{name} could not be loaded; expected the folder of a saved model, or a Hub id and access to the Hub "
             f"({first_line(error)})"
@@ -88,51 +94,112 @@ def head_class(name: str, config: PreTrainedConfig) -> Any:
     Raises:
         UserError: For a class that is not there, or a model type without a family.
     """
-    architecture = (config.architectures or ["none"])[0]
+    architecture = config.architectures[0] if config.architectures else None
     if modeling.is_converted(config):
         modeling.shape_of(config)
         home: Any = modeling
     else:
         family_of(config)
         home = transformers
-    if not hasattr(home, architecture):
-        raise UserError(f"{name}: config.json names the architecture {architecture!r}, which does not exist")
-    return getattr(home, architecture)
-
-
-def load_weights(name: str, cls: Any, new_head: bool = False, **kwargs: Any) -> PreTrainedModel:
-    """The weights of `name` in a model of class `cls`. Raises as `load` does."""
-    try:
-        model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{name}: its weights could not be loaded ({first_line(error)})") from error
-    missing = [] if new_head else sorted(info["missing_keys"])
-    if missing:
+    cls = getattr(home, str(architecture), None)
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)) or cls.config_class is not type(
+        config
+    ):
         raise UserError(
-            f"{name}: model.safetensors lacks {missing[0]} and {len(missing) - 1} more that config.json asks for"
+            f"{name}: config.json names the architecture {architecture!r}, "
+            f"which is no model of type {config.model_type!r}"
         )
+    return cls
+
+
+def load_weights(name: str, config: PreTrainedConfig, cls: Any, new_head: bool = False) -> PreTrainedModel:
+    """The weights of `name` in a model of class `cls`; those of a new head are drawn. Raises as `load` does."""
+    try:
+        model, info = cls.from_pretrained(
+            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (*UNREADABLE, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{name}: its weights could not be loaded ({first_line(error)})") from error
+    check_weights(name, model, info, new_head)
     return cast(PreTrainedModel, model)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hub id or a folder. Raises as `load` does."""
+def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_head: bool) -> None:
+    """Raises a `UserError` for weights that disagree with `config.json`, or are not finite.
+
+    Args:
+        name: What an error message calls the model.
+        model: The model with its weights.
+        info: What `from_pretrained` says of them.
+        new_head: Whether weights outside the encoder and its embeddings may be new.
+    """
+    config = model.config
+    family = modeling.converted_family(config) if modeling.is_converted(config) else family_of(config)
+
+    def in_encoder(key: str) -> bool:
+        return f".{family.layers}." in f".{key}" or (
+            ".embeddings." in f".{key}" and "position_ids" not in key
+        )
+
+    for key, stored, expected in sorted(info["mismatched_keys"]):
+        if in_encoder(key) or not new_head:
+            raise UserError(
+                f"{name}: {key} is {list(stored)} in the weights and {list(expected)} by config.json; "
+                "expected the same shape"
+            )
+    missing = sorted(key for key in info["missing_keys"] if in_encoder(key) or not new_head)
+    if missing:
+        raise UserError(f"{name}: the weights lack {missing[0]}{and_more(missing)} that config.json asks for")
+    unexpected = sorted(key for key in info["unexpected_keys"] if f".{family.layers}." in f".{key}")
+    if unexpected:
+        raise UserError(
+            f"{name}: the weights hold {unexpected[0]}{and_more(unexpected)} that config.json has no place for"
+        )
+    for key, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{name}: {key} holds NaN or infinity; expected finite numbers. "
+                "Take a checkpoint from before training diverged."
+            )
+
+
+def and_more(keys: list[str]) -> str:
+    """How many keys there are beyond the first, in words."""
+    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+
+
+def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hub id or a folder, which must fit the model's configuration. Raises as `load` does."""
     try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
+    except Exception as error:  # the tokenizers library raises nothing narrower
         raise UserError(f"{name}: its tokenizer could not be loaded ({first_line(error)})") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of no files at all
+        raise UserError(f"{name} holds no tokenizer; expected one beside the weights, such as tokenizer.json")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; "
+            "expected no more than the model has"
+        )
+    return tokenizer
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, without the full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, KeyError) or not lines:
+        return f"{type(error).__name__}: {''.join(lines[:1])}"  # a key alone says nothing
+    return lines[0].rstrip(".:")
 
 
 def refuse_existing(folder: Path) -> None:
     """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.exists():
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file; expected a folder to write {folder} in")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{existing} cannot be written to; name an output folder elsewhere")
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; name a new folder or delete it")
 
 
@@ -191,11 +258,18 @@ def save(
 
 
 def read_report(folder: str) -> dict[str, Any]:
-    """What was measured when a folder was made; nothing where it holds no report."""
+    """What was measured when a folder was made; nothing where it holds no report.
+
+    Raises:
+        UserError: For a report that is not JSON.
+    """
     file = Path(folder) / "report.json"
     if not file.is_file():
         return {}
-    return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is not what fffconvert wrote there ({first_line(error)})") from error
 
 
 def versions() -> dict[str, str]:

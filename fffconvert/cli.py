@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import click
 
 from fffconvert import __version__, display
 from fffconvert.errors import UserError
+from fffconvert.recipe import LARGEST_SEED
 
 # What a command needs beyond click is imported when it runs: `fffconvert --help` must not wait for torch.
 
@@ -37,19 +37,13 @@ class Cli(click.Group):
             fail(str(error))
         except KeyboardInterrupt:
             fail("interrupted; what was checkpointed is kept", code=130)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else ctx.command_path
+            fail(f"{error.format_message().rstrip('.')}; see {path} --help", code=error.exit_code)
         except OSError as error:
-            if error.errno not in (
-                errno.ENOSPC,
-                errno.EFBIG,
-                errno.EDQUOT,
-                errno.EACCES,
-                errno.EROFS,
-                errno.EPERM,
-            ):
-                raise
-            fail(
-                f"{error.filename or 'the output'} could not be written ({error.strerror}); nothing was left behind"
-            )
+            if error.errno is None:
+                raise  # no file's or disk's fault
+            fail(f"{error.filename or 'the output'} could not be read or written ({error.strerror})")
 
 
 def fail(message: str, code: int = 1) -> None:
@@ -85,7 +79,9 @@ def option_log_with(command: Command) -> Command:
 def option_seed(command: Command) -> Command:
     """Adds `--seed N`."""
     text = "Decides every random draw."
-    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=text)(command)
+    return click.option(
+        "--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help=text
+    )(command)
 
 
 def training_options(epochs: int, learning_rate: float) -> Callable[[Command], Command]:
@@ -123,11 +119,13 @@ def quiet_libraries() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come as exceptions too
     yield
 
 
-@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "fffconvert", cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__)
 def main() -> None:
     """Turn a trained BERT-family model into the same model with fast feedforward trees for FFNs.
@@ -212,7 +210,13 @@ def run(
     help="Text to calibrate on: one text per line, or a GLUE task. Without it, Python's documentation serves.",
 )
 @option_data_dir
-@click.option("--calibration-tokens", default=65_536, show_default=True, help="Tokens of it to use.")
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(1),
+    default=65_536,
+    show_default=True,
+    help="Tokens of it to use.",
+)
 @option_seed
 @option_json
 def convert(
@@ -412,11 +416,10 @@ def evaluate(
 
         chosen = task_named(task) if task else None
         loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
-        if chosen is not None:
-            for each in (loaded, dense):
-                if each is not None:
-                    check_head(chosen, each.model.config, each.name)
-        elif dense is None:
+        for each in (loaded, dense):
+            if each is not None:
+                check_head(chosen, each.model.config, each.name)
+        if chosen is None and dense is None:
             raise UserError("an encoder is judged by how close it is to its teacher: name it with --teacher")
         scores = evaluation.evaluate(
             loaded.model,

@@ -120,6 +120,9 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         ours, theirs = getattr(student.config, name, None), getattr(teacher.config, name, None)
         if ours != theirs:
             raise UserError(f"the student's {name} is {ours} and the teacher's {theirs}; expected the same")
+    ours, theirs = (type(model).__name__.partition("For")[2] for model in (student, teacher))
+    if ours not in ("", theirs):  # a student without a head is taught hidden states alone
+        raise UserError(f"the student is made For{ours} and the teacher is not; expected the same head")
 
 
 def distillation_loss(

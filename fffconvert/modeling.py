@@ -47,7 +47,7 @@ def shape_of(config: PreTrainedConfig) -> TreeShape:
     """
     try:
         return TreeShape(**config.fff)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, UserError) as error:
         raise UserError(f"config.json: `fff` does not hold the shape of a tree ({error})") from error
 
 

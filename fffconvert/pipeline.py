@@ -126,8 +126,7 @@ def load_base(recipe: Recipe, work: Path) -> Loaded:
     if recipe.finetune is None or (work / TEACHER).exists():
         name = recipe.model if recipe.finetune is None else str(work / TEACHER)
         loaded = load(name)
-        if recipe.task is not None:
-            check_head(task_named(recipe.task), loaded.model.config, recipe.model)
+        check_head(task_named(recipe.task) if recipe.task else None, loaded.model.config, recipe.model)
         return replace(loaded, name=recipe.model)
     task = task_named(str(recipe.task))
     return load_for_task(recipe.model, task.n_outputs, task.labels, recipe.seed)

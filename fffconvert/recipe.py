@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,8 @@ from fffconvert.errors import UserError
 from fffconvert.tree import TreeShape
 
 Control = Literal["removed", "narrow"]
+
+LARGEST_SEED = 2**31 - 1  # NumPy takes twice that, and layers and processes count on from it
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class Training:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
         for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; expected a number above 0")
+            if not 0 < getattr(self, name) < inf:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
+        if not 0 <= self.weight_decay < inf:
+            raise UserError(f"weight_decay is {self.weight_decay}; expected a finite number of at least 0")
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup is {self.warmup}; expected a share from 0 to 1")
 
@@ -96,8 +101,8 @@ class Recipe:
         for name in ("calibration_tokens", "held_out", "train_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; expected at least 0")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"seed is {self.seed}; expected a number from 0 to {LARGEST_SEED}")
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `load_recipe` reads back."""

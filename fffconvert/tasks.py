@@ -146,7 +146,23 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
                 f"{task.name}, {split}: no column {', '.join(sorted(missing))}; "
                 f"expected {', '.join((*task.columns, 'label'))}"
             )
+        check_rows(task, split, found[split])
     return DatasetDict({split: found[split] for split in splits})
+
+
+def check_rows(task: Task, split: str, rows: Dataset) -> None:
+    """Raises a `UserError` that names the first row whose text or label is not what the task asks for."""
+    for name in task.columns:
+        for number, text in enumerate(rows[name]):
+            if not isinstance(text, str):
+                raise UserError(f"{task.name}, {split}: row {number} has {name} {text!r}; expected text")
+    for number, label in enumerate(rows["label"]):
+        if task.is_regression:
+            fits, expected = isinstance(label, int | float) and np.isfinite(label), "a number"
+        else:
+            fits, expected = label in range(task.n_outputs), f"0 to {task.n_outputs - 1}"
+        if not fits:
+            raise UserError(f"{task.name}, {split}: row {number} has label {label!r}; expected {expected}")
 
 
 def _load_from_hub(task: Task) -> DatasetDict:
@@ -306,13 +322,21 @@ def _refuse_both(task: Task | None, text: Path | None) -> None:
         raise UserError("name either a task or a text file, and not both")
 
 
-def check_head(task: Task, config: PreTrainedConfig, name: str) -> None:
-    """Refuses a model whose head does not fit the task.
+def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
+    """Refuses a model whose head does not fit the task; text without a task asks for an encoder without a head.
 
     Raises:
-        UserError: For a model that is no sequence classifier, or has another number of outputs.
+        UserError: For a model that is no sequence classifier, or has another number of outputs; for text,
+            one that has a head.
     """
     heads = config.architectures or ["no head"]
+    if task is None:
+        if any("For" in head for head in heads):
+            raise UserError(
+                f"{name} is {', '.join(heads)}; text without labels expects an encoder without a head. "
+                "Name a task instead."
+            )
+        return
     if not any(head.endswith("ForSequenceClassification") for head in heads):
         raise UserError(
             f"{name} is {', '.join(heads)}; task {task.name} expects a ...ForSequenceClassification. "

@@ -31,6 +31,8 @@ from fffconvert.display import progress_bar, say
 from fffconvert.errors import UserError
 from fffconvert.recipe import Training
 
+SETTINGS = "settings.json"  # in the folder of a run's checkpoints
+
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
 """From a model and a batch to the loss and the figures to log."""
@@ -148,7 +150,8 @@ def train(
         model, optimizer, schedule, batches_of(rows, tokenizer, batches)
     )
     wrapped.train(dropout)
-    step = resume(accelerator, checkpoints, {**asdict(settings), "seed": seed, "rows": len(rows)})
+    described = {**asdict(settings), "seed": seed, "rows": len(rows)}
+    step = resume(accelerator, checkpoints, described)
     if log_with:
         accelerator.init_trackers("fffconvert", config=asdict(settings))
     with progress_bar(description, n_steps, done=step) as advance:
@@ -169,7 +172,7 @@ def train(
                 step += 1
                 report(accelerator, figures, step, advance, logged=log_with is not None)
                 if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
-                    save_checkpoint(accelerator, checkpoints, step)
+                    save_checkpoint(accelerator, checkpoints, step, described)
     accelerator.end_training()
     accelerator.free_memory()
     model.to("cpu").eval()  # type: ignore[arg-type]
@@ -193,8 +196,10 @@ def report(
         accelerator.log(values, step=step)
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any]) -> None:
     """Writes `folder/step-N` beside its name first, then removes the older ones.
+
+    The settings of the run lie beside it, so that no other run resumes it.
 
     Raises:
         UserError: For a checkpoint that cannot be written, as to a full disk.
@@ -203,10 +208,12 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
     except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial if checkpoints_in(folder) else folder, ignore_errors=True)
         raise UserError(
             f"{whole} could not be written ({str(error).splitlines()[0]}); older checkpoints are kept"
         ) from error
@@ -229,15 +236,9 @@ def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, An
     Raises:
         UserError: For checkpoints of a run with other settings.
     """
-    if folder is None:
+    if folder is None or not checkpoints_in(folder):
         return 0
-    file = folder / "settings.json"
-    if not checkpoints_in(folder):
-        if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        return 0
-    if json.loads(file.read_text(encoding="utf-8")) != settings:
+    if json.loads((folder / SETTINGS).read_text(encoding="utf-8")) != settings:
         raise UserError(f"{folder} holds checkpoints of a run with other settings; delete it to start anew")
     step = checkpoints_in(folder)[-1]
     say(f"Resuming from step {step}")
