@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fffconvert.conversion import Conversion as Conversion
     from fffconvert.conversion import LayerFit as LayerFit
     from fffconvert.conversion import convert as convert
+    from fffconvert.data import Data as Data
+    from fffconvert.data import read_data as read_data
+    from fffconvert.data import read_validations as read_validations
     from fffconvert.distillation import distill as distill
     from fffconvert.distillation import finetune as finetune
     from fffconvert.errors import UserError as UserError
@@ -39,13 +42,12 @@ if TYPE_CHECKING:
     from fffconvert.latency import benchmark as benchmark
     from fffconvert.pipeline import Result as Result
     from fffconvert.pipeline import run as run
+    from fffconvert.recipe import DataSource as DataSource
     from fffconvert.recipe import Recipe as Recipe
     from fffconvert.recipe import Training as Training
     from fffconvert.recipe import load_recipe as load_recipe
     from fffconvert.tasks import TASKS as TASKS
-    from fffconvert.tasks import Data as Data
     from fffconvert.tasks import Task as Task
-    from fffconvert.tasks import read_data as read_data
     from fffconvert.tree import TreeShape as TreeShape
 
 __version__ = "0.1.0"
@@ -54,6 +56,7 @@ _NAMES = {
     "calibration": ("calibrate",),
     "checkpoint": ("Loaded", "load", "save"),
     "conversion": ("Conversion", "LayerFit", "convert"),
+    "data": ("Data", "read_data", "read_validations"),
     "distillation": ("distill", "finetune"),
     "errors": ("UserError",),
     "evaluation": ("Scores", "evaluate"),
@@ -62,8 +65,8 @@ _NAMES = {
     "inspection": ("Info", "env", "info"),
     "latency": ("Latency", "benchmark"),
     "pipeline": ("Result", "run"),
-    "recipe": ("Recipe", "Training", "load_recipe"),
-    "tasks": ("TASKS", "Data", "Task", "read_data"),
+    "recipe": ("DataSource", "Recipe", "Training", "load_recipe"),
+    "tasks": ("TASKS", "Task"),
     "tree": ("TreeShape",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -8,9 +8,9 @@ from random import Random
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.display import track
+from fffconvert.display import say, track
 from fffconvert.errors import UserError
 from fffconvert.families import family_of, ffn_inputs_of
 
@@ -35,6 +35,16 @@ def sample_texts(texts: Iterable[Text], n_texts: int, seed: int) -> list[Text]:
     return kept
 
 
+def readable_length(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None, max_length: int
+) -> int:
+    """`max_length`, or what the model can read at the most; who asked for more is told."""
+    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    if limit < max_length != MAX_LENGTH:
+        say(f"Texts are cut at {limit} tokens: the model reads no more")
+    return min(limit, max_length)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, batch: list[Text], max_length: int) -> dict[str, Tensor]:
     """A padded batch of texts or pairs as a model takes it, each tensor `(n_texts, n_tokens)`."""
     firsts = [text if isinstance(text, str) else text[0] for text in batch]
@@ -51,6 +61,7 @@ def calibrate(
     texts: Iterable[Text],
     n_tokens: int,
     seed: int = 0,
+    max_length: int = MAX_LENGTH,
 ) -> list[Tensor]:
     """Collects the inputs of every FFN of a dense model over a uniform sample of a stream of text.
 
@@ -63,6 +74,7 @@ def calibrate(
         texts: Any number of texts or pairs; read once.
         n_tokens: Tokens to collect, fewer if the text has fewer; padding is never among them.
         seed: Which texts are taken.
+        max_length: Tokens that a text is cut at.
 
     Returns:
         One `(n_kept, d_model)` float32 tensor on the CPU for each layer, the same tokens in each.
@@ -74,12 +86,13 @@ def calibrate(
     if not sample:
         raise UserError("the calibration text is empty; expected at least one line of text")
     batches = [sample[start : start + BATCH_SIZE] for start in range(0, len(sample), BATCH_SIZE)]
+    limit = readable_length(tokenizer, model.config, max_length)
     places = ffn_inputs_of(model, family_of(model.config))
     kept: list[list[Tensor]] = [[] for _ in places]  # per layer, per batch (n_real, d_model)
     n_kept = 0
     with evaluating(model), listening(places) as heard:
         for batch in track(batches, "Reading calibration text"):
-            inputs = {k: v.to(model.device) for k, v in encode(tokenizer, batch, MAX_LENGTH).items()}
+            inputs = {k: v.to(model.device) for k, v in encode(tokenizer, batch, limit).items()}
             model(**inputs)
             real = inputs["attention_mask"].bool()  # (n_texts, n_tokens)
             for rows, x in zip(kept, heard, strict=True):

@@ -24,11 +24,24 @@ from fffconvert.display import is_main_process
 from fffconvert.errors import UserError
 from fffconvert.families import family_of
 from fffconvert.recipe import Recipe
+from fffconvert.tasks import HEAD_OF, TASKS, Kind, Task, kind_of
 
 TEMPLATE = Path(__file__).with_name("card.md")
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
+
+
+PIPELINE_TAG: dict[Kind, str] = {
+    "classification": "text-classification",
+    "multi-label": "text-classification",
+    "regression": "text-classification",
+    "tokens": "token-classification",
+    "question": "question-answering",
+    "masked": "fill-mask",
+    "embedding": "feature-extraction",
+}
+"""What the Hub calls each kind of task."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +68,8 @@ def load(name: str) -> Loaded:
     return Loaded(name, model, load_tokenizer(name, config))
 
 
-def load_for_task(name: str, n_labels: int, labels: tuple[str, ...], seed: int) -> Loaded:
-    """Loads a dense model with a sequence classification head for a task, new where the model has none.
+def load_for_task(name: str, task: Task, seed: int) -> Loaded:
+    """Loads a dense model with the head that a task asks for, a new one where the model has none.
 
     Raises:
         UserError: As `load` does, and for a converted model.
@@ -65,12 +78,14 @@ def load_for_task(name: str, n_labels: int, labels: tuple[str, ...], seed: int) 
     if modeling.is_converted(config):
         raise UserError(f"{name} is a converted model; a teacher is dense")
     family_of(config)
-    config.num_labels = n_labels
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
+    config.num_labels = task.n_outputs
+    if task.labels:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: number for number, label in enumerate(task.labels)}
+    if task.kind == "multi-label":
+        config.problem_type = "multi_label_classification"
     transformers.set_seed(seed)  # a new head is drawn
-    cls = transformers.AutoModelForSequenceClassification
+    cls = getattr(transformers, f"AutoModel{HEAD_OF[task.kind]}")
     model = load_weights(name, config, cls, new_head=True)
     return Loaded(name, model, load_tokenizer(name, config))
 
@@ -283,17 +298,16 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
     config = loaded.model.config
     shape = modeling.shape_of(config)
     scores = report.get("scores")
+    tag = PIPELINE_TAG[kind_of(config)]
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
         tags=["fffconvert", "fast-feedforward"],
         license=license_of(loaded.name),
         base_model=None if Path(loaded.name).exists() else loaded.name,
-        pipeline_tag="text-classification"
-        if "Classification" in type(loaded.model).__name__
-        else "feature-extraction",
-        datasets=["nyu-mll/glue"] if scores and scores["task"] != "text" else None,
-        eval_results=eval_results(scores) if scores else None,
+        pipeline_tag=tag,
+        datasets=["nyu-mll/glue"] if scores and scores["task"] in TASKS else None,
+        eval_results=eval_results(scores, tag) if scores else None,
     )
     card: ModelCard = ModelCard.from_template(
         data,
@@ -309,15 +323,16 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
     return card
 
 
-def eval_results(scores: dict[str, Any]) -> list[EvalResult]:
+def eval_results(scores: dict[str, Any], pipeline_tag: str) -> list[EvalResult]:
     """Every metric of every validation split, for the card's `model-index`."""
-    dataset = "nyu-mll/glue" if scores["task"] != "text" else "text"
+    task = scores["task"]
+    of_glue = task in TASKS
     return [
         EvalResult(
-            task_type="text-classification" if scores["task"] != "text" else "feature-extraction",
-            dataset_type=dataset,
-            dataset_name=f"GLUE {scores['task']}" if scores["task"] != "text" else "held-out text",
-            dataset_config=scores["task"],
+            task_type=pipeline_tag,
+            dataset_type="nyu-mll/glue" if of_glue else task,
+            dataset_name=f"GLUE {task}" if of_glue else "held-out text" if task == "text" else task,
+            dataset_config=task if of_glue else None,
             dataset_split=split,
             metric_type=metric,
             metric_value=round(value, 4),

@@ -5,25 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from fffconvert import __version__, display
 from fffconvert.errors import UserError
-from fffconvert.recipe import LARGEST_SEED
+from fffconvert.options import (
+    FILE,
+    FOLDER,
+    TASK_HELP,
+    data_options,
+    option_data_dir,
+    option_json,
+    option_log_with,
+    option_max_length,
+    option_seed,
+    training_options,
+)
+from fffconvert.recipe import DataSource
 
 # What a command needs beyond click is imported when it runs: `fffconvert --help` must not wait for torch.
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-
-TASK_HELP = "GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli."
 
 
 class Cli(click.Group):
@@ -50,58 +55,6 @@ def fail(message: str, code: int = 1) -> None:
     """Prints one line on stderr and exits."""
     click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(code)
-
-
-def option_json(command: Command) -> Command:
-    """Adds `--json FILE`; a folder that is not there is an error before any work is done."""
-
-    def check(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
-        if file is not None and not file.parent.is_dir():
-            raise UserError(f"--json {file}: there is no folder {file.parent}")
-        return file
-
-    text = "Also write the result as JSON."
-    return click.option("--json", "json_file", type=FILE, metavar="FILE", callback=check, help=text)(command)
-
-
-def option_data_dir(command: Command) -> Command:
-    """Adds `--data-dir DIR`."""
-    text = "Read GLUE from DIR/TASK/SPLIT.parquet instead of from the Hub."
-    return click.option("--data-dir", type=FOLDER, metavar="DIR", help=text)(command)
-
-
-def option_log_with(command: Command) -> Command:
-    """Adds `--log-with TRACKER`."""
-    text = "Log training to a tracker that Accelerate knows, such as tensorboard or wandb."
-    return click.option("--log-with", metavar="TRACKER", help=text)(command)
-
-
-def option_seed(command: Command) -> Command:
-    """Adds `--seed N`."""
-    text = "Decides every random draw."
-    return click.option(
-        "--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help=text
-    )(command)
-
-
-def training_options(epochs: int, learning_rate: float) -> Callable[[Command], Command]:
-    """Adds what a training run can be told, with the defaults of a command."""
-
-    def add(command: Command) -> Command:
-        for option in (
-            click.option(
-                "--train-rows", type=click.IntRange(1), help="Train on so many rows, drawn at random."
-            ),
-            click.option(
-                "--batch-size", default=32, show_default=True, help="Rows per step, over all processes."
-            ),
-            click.option("--learning-rate", default=learning_rate, show_default=True, help="Its peak."),
-            click.option("--epochs", default=epochs, show_default=True, help="Passes over the rows."),
-        ):
-            command = option(command)
-        return command
-
-    return add
 
 
 def write_json(file: Path | None, value: Any) -> None:
@@ -209,7 +162,9 @@ def run(
     metavar="FILE|TASK",
     help="Text to calibrate on: one text per line, or a GLUE task. Without it, Python's documentation serves.",
 )
+@data_options
 @option_data_dir
+@option_max_length
 @click.option(
     "--calibration-tokens",
     type=click.IntRange(1),
@@ -230,7 +185,9 @@ def convert(
     linear: bool,
     init: Any,
     calibration: str | None,
+    data: DataSource | None,
     data_dir: Path | None,
+    max_length: int,
     calibration_tokens: int,
     seed: int,
     json_file: Path | None,
@@ -251,8 +208,16 @@ def convert(
 
         checkpoint.refuse_existing(output)
         loaded = checkpoint.load(model)
-        texts = calibration_texts(calibration, data_dir)
-        made = conversion.convert(loaded.model, loaded.tokenizer, texts, tree, init, calibration_tokens, seed)
+        made = conversion.convert(
+            loaded.model,
+            loaded.tokenizer,
+            calibration_texts(calibration, data, loaded.model.config, data_dir),
+            tree,
+            init,
+            calibration_tokens,
+            seed,
+            max_length,
+        )
         report = {"layers": [layer.to_dict() for layer in made.layers]}
         checkpoint.save(replace(loaded, model=made.model), output, report=report)
     show_layers(report["layers"])
@@ -260,65 +225,76 @@ def convert(
     write_json(json_file, report)
 
 
-def calibration_texts(calibration: str | None, data_dir: Path | None) -> Any:
-    """The texts that `--calibration` names."""
-    from fffconvert import tasks
+def calibration_texts(
+    calibration: str | None, data: DataSource | None, config: Any, data_dir: Path | None
+) -> Any:
+    """The texts that `--calibration` or `--data` names."""
+    from fffconvert.data import asked_for, read_texts
+    from fffconvert.tasks import TASKS
     from fffconvert.text import standard_library_sentences
 
-    if calibration is None:
+    if calibration is None and data is None:
         display.say(
             "Calibrating on Python's own documentation; --calibration with text like yours works better"
         )
         return standard_library_sentences()
-    if calibration in tasks.TASKS:
-        task = tasks.task_named(calibration)
-        return tasks.texts_of(task, tasks.load_task(task, data_dir, ("train",))["train"])
-    if not Path(calibration).is_file():
-        raise UserError(
-            f"--calibration {calibration} is neither a file nor a task ({', '.join(tasks.TASKS)})"
-        )
-    return tasks.read_lines(Path(calibration))
+    task = calibration if calibration in TASKS else None
+    if calibration is not None and task is None and not Path(calibration).is_file():
+        raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
+    return read_texts(asked_for(task, None if task else calibration, data), config, data_dir)
 
 
 @main.command()
 @click.argument("model")
 @click.argument("output", type=FOLDER)
-@click.option("--task", required=True, help=TASK_HELP)
+@click.option("--task", help=TASK_HELP)
+@data_options
 @option_data_dir
+@option_max_length
 @training_options(epochs=3, learning_rate=5e-5)
 @option_seed
 @option_log_with
 def finetune(
     model: str,
     output: Path,
-    task: str,
+    task: str | None,
+    data: DataSource | None,
     data_dir: Path | None,
+    max_length: int,
     train_rows: int | None,
     seed: int,
     log_with: str | None,
     **training: Any,
 ) -> None:
-    """Fine-tune a dense MODEL on a task, to make a teacher.
+    """Fine-tune a dense MODEL on a task or on your own labelled data, to make a teacher.
 
     A killed run goes on from its last checkpoint when the same command is given again.
 
     \b
     fffconvert finetune bert-base-uncased teacher --task mrpc
+    fffconvert finetune bert-base-uncased teacher --data reviews.csv --label-column stars
     """
     with quiet_libraries():
         from fffconvert import checkpoint, distillation
+        from fffconvert.data import asked_for, read_data
         from fffconvert.recipe import FINETUNE
-        from fffconvert.tasks import read_data, task_named
 
         settings = replace(FINETUNE, **training)
         checkpoint.refuse_existing(output)
-        chosen = task_named(task)
-        loaded = checkpoint.load_for_task(model, chosen.n_outputs, chosen.labels, seed)
-        data = read_data(chosen, None, loaded.tokenizer, data_dir=data_dir, train_rows=train_rows, seed=seed)
+        found = read_data(
+            asked_for(task, None, data),
+            checkpoint.load_tokenizer(model, checkpoint.load_config(model)),
+            None,
+            data_dir=data_dir,
+            train_rows=train_rows,
+            max_length=max_length,
+            seed=seed,
+        )
+        loaded = checkpoint.load_for_task(model, found.task, seed)
         distillation.finetune(
             loaded.model,
             loaded.tokenizer,
-            data.rows,
+            found.rows,
             settings,
             seed=seed,
             checkpoints=checkpoints_of(output),
@@ -334,7 +310,9 @@ def finetune(
 @click.option("--teacher", required=True, metavar="MODEL", help="The dense model that the student came from.")
 @click.option("--task", help=TASK_HELP)
 @click.option("--text", type=FILE, help="Distil on the lines of a text file, without labels.")
+@data_options
 @option_data_dir
+@option_max_length
 @training_options(epochs=1, learning_rate=2e-4)
 @option_seed
 @option_log_with
@@ -344,7 +322,9 @@ def distill(
     teacher: str,
     task: str | None,
     text: Path | None,
+    data: DataSource | None,
     data_dir: Path | None,
+    max_length: int,
     train_rows: int | None,
     seed: int,
     log_with: str | None,
@@ -357,25 +337,34 @@ def distill(
 
     \b
     fffconvert distill student distilled --teacher teacher --task sst2
+    fffconvert distill student distilled --teacher teacher --data reviews.csv
     """
     from fffconvert.recipe import Training
 
     settings = Training(**training)
     with quiet_libraries():
         from fffconvert import checkpoint, distillation, modeling
-        from fffconvert.tasks import read_data, task_named
+        from fffconvert.data import asked_for, read_data
 
         checkpoint.refuse_existing(output)
         loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
         if not modeling.is_converted(loaded.model.config):
             raise UserError(f"{student} is a dense model; expected a converted one (fffconvert convert)")
-        chosen = task_named(task) if task else None
-        data = read_data(chosen, text, loaded.tokenizer, data_dir=data_dir, train_rows=train_rows, seed=seed)
+        found = read_data(
+            asked_for(task, text, data),
+            loaded.tokenizer,
+            loaded.model.config,
+            data_dir=data_dir,
+            train_rows=train_rows,
+            max_length=max_length,
+            seed=seed,
+            labelled=False,
+        )
         distillation.distill(
             loaded.model,
             dense.model,
             loaded.tokenizer,
-            data.rows,
+            found.rows,
             settings,
             seed=seed,
             checkpoints=checkpoints_of(output),
@@ -393,39 +382,46 @@ def checkpoints_of(output: Path) -> Path:
 @main.command()
 @click.argument("model")
 @click.option("--task", help=TASK_HELP)
-@click.option("--text", type=FILE, help="Judge a sentence encoder by its embeddings of a text file's lines.")
+@click.option("--text", type=FILE, help="Judge by the teacher on the lines of a text file, without labels.")
+@data_options
 @click.option("--teacher", metavar="MODEL", help="The dense original, for retention and agreement.")
 @option_data_dir
+@option_max_length
 @option_json
 def evaluate(
     model: str,
     task: str | None,
     text: Path | None,
+    data: DataSource | None,
     teacher: str | None,
     data_dir: Path | None,
+    max_length: int,
     json_file: Path | None,
 ) -> None:
-    """Score MODEL on a task, beside its teacher and for how many neurons.
+    """Score MODEL on a task or your own data, beside its teacher and for how many neurons.
+
+    Where there are no labels, the teacher is the judge.
 
     \b
     fffconvert evaluate distilled --task sst2 --teacher teacher --json scores.json
+    fffconvert evaluate distilled --data reviews.csv --teacher teacher
     """
     with quiet_libraries():
         from fffconvert import checkpoint, evaluation
-        from fffconvert.tasks import check_head, read_validations, task_named
+        from fffconvert.data import asked_for, read_validations
+        from fffconvert.tasks import Task, check_head
 
-        chosen = task_named(task) if task else None
+        asked = asked_for(task, text, data)
         loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
         for each in (loaded, dense):
             if each is not None:
-                check_head(chosen, each.model.config, each.name)
-        if chosen is None and dense is None:
-            raise UserError("an encoder is judged by how close it is to its teacher: name it with --teacher")
+                check_head(asked if isinstance(asked, Task) else None, each.model.config, each.name)
         scores = evaluation.evaluate(
             loaded.model,
             loaded.tokenizer,
-            chosen,
-            read_validations(chosen, text, loaded.tokenizer, data_dir),
+            *read_validations(
+                asked, loaded.tokenizer, loaded.model.config, data_dir=data_dir, max_length=max_length
+            ),
             dense.model if dense else None,
         )
     show_scores(model, scores.to_dict())

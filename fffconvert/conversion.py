@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import Text, calibrate
+from fffconvert.calibration import MAX_LENGTH, Text, calibrate
 from fffconvert.dense import DenseFFN
 from fffconvert.display import track
 from fffconvert.errors import UserError
@@ -65,6 +65,7 @@ def convert(
     init: Init = "inputs",
     calibration_tokens: int = CALIBRATION_TOKENS,
     seed: int = 0,
+    max_length: int = MAX_LENGTH,
 ) -> Conversion:
     """Replaces every FFN of a dense model by a tree grown from its weights and from text.
 
@@ -76,6 +77,7 @@ def convert(
         init: What is clustered to grow the trees: the FFNs' `inputs`, their `neurons`, or nothing (`random`).
         calibration_tokens: Tokens of `texts` to use; sets the memory (see `calibrate`).
         seed: Decides every draw; the same seed gives the same model.
+        max_length: Tokens that a text is cut at.
 
     Returns:
         A new model, in the dtype and on the device of `model`, with the fit of each layer.
@@ -84,7 +86,8 @@ def convert(
         UserError: For a model that cannot be converted, no text, or a shape that the model cannot fill.
     """
     refuse_converted(model)
-    return build(model, calibrate(model, tokenizer, texts, calibration_tokens, seed), tree, init, seed)
+    inputs = calibrate(model, tokenizer, texts, calibration_tokens, seed, max_length)
+    return build(model, inputs, tree, init, seed)
 
 
 def build(model: PreTrainedModel, inputs: list[Tensor], tree: TreeShape, init: Init, seed: int) -> Conversion:

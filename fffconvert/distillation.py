@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
+from fffconvert.encoding import LABELS
 from fffconvert.errors import UserError
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.training import Batch, train
@@ -32,7 +33,7 @@ def finetune(
     Args:
         model: A model whose forward computes a loss from `labels`.
         tokenizer: Pads the rows.
-        rows: Tokenized rows with `labels` and `length` (see `fffconvert.tasks.tokenized`).
+        rows: Tokenized rows with `labels` and `length` (see `fffconvert.encoding.tokenized`).
         settings: Epochs, learning rate and so on.
         seed: Decides the order of the rows and dropout.
         checkpoints: Folder for checkpoints; the newest in it is resumed.
@@ -93,7 +94,7 @@ def distill(
     teacher = teacher.eval()
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
         teacher.to(inputs["input_ids"].device)  # type: ignore[arg-type]
         with torch.no_grad():
             target = teacher(**inputs, output_hidden_states=True)

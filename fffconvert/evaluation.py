@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from scipy.stats import pearsonr
 from torch import Tensor
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,14 +18,19 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert.calibration import evaluating
 from fffconvert.display import progress_bar
+from fffconvert.encoding import IGNORED, LABELS
+from fffconvert.errors import UserError
+from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.modeling import dense_neurons, is_converted, shape_of
-from fffconvert.tasks import Task, compute_metrics, predictions
-from fffconvert.training import batches_of, make_accelerator
+from fffconvert.tasks import Task
+from fffconvert.training import Batch, batches_of, make_accelerator
 
 BATCH_SIZE = 64
 
-Outputs = dict[str, NDArray[Any]]
-"""Per validation split, one row of numbers for each row of data."""
+Outputs = dict[str, Answers]
+"""Per validation split, one answer (see `fffconvert.metrics`) for each row of data."""
+
+LONGEST_ANSWER = 30  # tokens, as SQuAD's own baselines have it
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,15 @@ class Scores:
     """One model's result, with the neurons that it took.
 
     Attributes:
-        task: The task, or `text` for a sentence encoder judged on plain text.
-        metric: The task's first metric; `cosine` for an encoder.
+        task: The task's name, or `text` for plain text.
+        metric: The task's first metric; `cosine` for an encoder, `agreement` for other models on text alone.
         score: Its value on the first validation split; for an encoder the mean cosine of its sentence
             embeddings to the teacher's.
         teacher_score: The teacher's; none without a teacher.
         retention: `score / teacher_score`. It flatters: a model without FFNs can have 97% (see the controls).
-        agreement: Share of rows on which model and teacher predict the same class; for regression the
-            Pearson correlation of their outputs; for an encoder the share of texts whose nearest neighbour
-            is the same.
+        agreement: Share of rows, or of tokens, on which model and teacher decide the same; for regression
+            the Pearson correlation of their outputs; for an encoder the share of texts whose nearest
+            neighbour is the same.
         active_neurons: Neurons that one token uses in each layer, routers included.
         dense_neurons: Neurons of one dense FFN.
         share: `active_neurons / dense_neurons`.
@@ -80,18 +84,26 @@ class Judge:
 
     Args:
         tokenizer: The tokenizer of teacher and models.
-        task: The task; none for sentence encoders, which are judged on text by their embeddings.
-        validations: Tokenized rows by split; for an encoder one split.
-        teacher: The model to compare with; a classifier can do without.
+        task: The task; an encoder is judged by its embeddings.
+        validations: Tokenized rows by split.
+        teacher: The model to compare with; a task with labels can do without.
+
+    Raises:
+        UserError: For a task without labels and no teacher to compare with.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        task: Task | None,
+        task: Task,
         validations: dict[str, Dataset],
         teacher: PreTrainedModel | None,
     ) -> None:
+        if teacher is None and not task.is_labelled:
+            raise UserError(
+                f"{task.name} has no labels, so a model is judged by how close it is to its teacher: "
+                "name it with --teacher"
+            )
         self.tokenizer, self.task, self.validations, self.teacher = tokenizer, task, validations, teacher
 
     @cached_property
@@ -100,25 +112,28 @@ class Judge:
         return self.outputs_of(self.teacher) if self.teacher is not None else None
 
     def outputs_of(self, model: PreTrainedModel) -> Outputs:
-        """Logits `(n_rows, n_outputs)`, or for an encoder embeddings `(n_rows, d_model)`, of every split."""
-        compute = embed if self.task is None else predict
+        """A model's answers on every split; for an encoder embeddings `(n_rows, d_model)`."""
+        compute = embed if self.task.kind == "embedding" else predict
         return {
-            split: compute(model, self.tokenizer, rows, split) for split, rows in self.validations.items()
+            split: compute(model, self.tokenizer, self.task, rows, split)
+            for split, rows in self.validations.items()
         }
 
     def __call__(self, model: PreTrainedModel) -> Scores:
         """Scores a model, dense or converted."""
         ours = self.outputs_of(model)
-        if self.task is None:
-            return score_encoder(model.config, ours, self.theirs or ours)
-        labels = {split: np.asarray(rows["labels"]) for split, rows in self.validations.items()}
+        if self.task.kind == "embedding":
+            return score_encoder(model.config, self.task, ours, self.theirs or ours)
+        if not self.task.is_labelled:
+            return score_agreement(model.config, self.task, ours, self.theirs or ours)
+        labels = {split: truth(self.task, rows) for split, rows in self.validations.items()}
         return score_task(model.config, self.task, labels, ours, self.theirs)
 
 
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: Task | None,
+    task: Task,
     validations: dict[str, Dataset],
     teacher: PreTrainedModel | None = None,
 ) -> Scores:
@@ -129,9 +144,12 @@ def evaluate(
     Args:
         model: The model, converted or dense.
         tokenizer: Its tokenizer.
-        task: The task; none for a sentence encoder, which is judged by its embeddings of text.
-        validations: Tokenized rows for each validation split (see `fffconvert.tasks`).
+        task: The task.
+        validations: Tokenized rows for each validation split (see `fffconvert.data.read_validations`).
         teacher: The model to compare with.
+
+    Raises:
+        UserError: For a task without labels and no teacher to compare with.
     """
     return Judge(tokenizer, task, validations, teacher)(model)
 
@@ -139,7 +157,7 @@ def evaluate(
 def score_task(
     config: PreTrainedConfig, task: Task, labels: Outputs, ours: Outputs, theirs: Outputs | None
 ) -> Scores:
-    """Scores logits `(n_rows, n_outputs)` against labels `(n_rows,)` and beside the teacher's logits."""
+    """Scores answers against the truth and beside the teacher's answers."""
     metrics = {split: compute_metrics(task, logits, labels[split]) for split, logits in ours.items()}
     first, metric = task.validations[0], task.metrics[0]
     teacher_score = agreed = None
@@ -149,17 +167,28 @@ def score_task(
     return make_scores(config, task.name, metric, metrics[first][metric], teacher_score, agreed, metrics)
 
 
-def score_encoder(config: PreTrainedConfig, ours: Outputs, theirs: Outputs) -> Scores:
+def score_agreement(config: PreTrainedConfig, task: Task, ours: Outputs, theirs: Outputs) -> Scores:
+    """Scores answers where there is no truth but the teacher."""
+    metrics = {split: {"agreement": agreement(task, ours[split], theirs[split])} for split in ours}
+    first = next(iter(metrics.values()))["agreement"]
+    return make_scores(config, task.name, "agreement", first, 1.0, first, metrics)
+
+
+def score_encoder(config: PreTrainedConfig, task: Task, ours: Outputs, theirs: Outputs) -> Scores:
     """Scores sentence embeddings `(n_texts, d_model)` by how close they are to the teacher's."""
-    metrics = {
-        split: {
-            "cosine": float((embeddings * theirs[split]).sum(1).mean()),
-            "neighbour_agreement": float((nearest(embeddings) == nearest(theirs[split])).mean()),
-        }
-        for split, embeddings in ours.items()
-    }
+    metrics = {split: closeness(np.asarray(ours[split]), np.asarray(theirs[split])) for split in ours}
     first = next(iter(metrics.values()))
-    return make_scores(config, "text", "cosine", first["cosine"], 1.0, first["neighbour_agreement"], metrics)
+    return make_scores(
+        config, task.name, "cosine", first["cosine"], 1.0, first["neighbour_agreement"], metrics
+    )
+
+
+def closeness(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> dict[str, float]:
+    """How close unit vectors `(n_texts, d_model)` are to the teacher's of the same texts."""
+    return {
+        "cosine": float((ours * theirs).sum(1).mean()),
+        "neighbour_agreement": float((nearest(ours) == nearest(theirs)).mean()),
+    }
 
 
 def make_scores(
@@ -187,31 +216,71 @@ def make_scores(
     )
 
 
-def agreement(task: Task, ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """How often two models predict the same class, or how their regressed numbers correlate."""
-    a, b = predictions(task, ours), predictions(task, theirs)
-    if not task.is_regression:
-        return float((a == b).mean())
-    return float(pearsonr(a, b).statistic) if a.std() > 0 and b.std() > 0 else 0.0
+def truth(task: Task, rows: Dataset) -> Answers:
+    """What is right in each row, as `fffconvert.metrics` takes it."""
+    if task.kind == "question":
+        return np.stack([rows["start_positions"], rows["end_positions"]], axis=1)
+    if task.kind in ("tokens", "masked"):
+        return [label[label != IGNORED] for label in map(np.asarray, rows["labels"])]
+    return np.asarray(rows["labels"])
 
 
 def predict(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, split: str
-) -> NDArray[np.float32]:
-    """The logits of a model on every row, `(n_rows, n_outputs)`, in the rows' order."""
-    return forward_all(model, tokenizer, rows, f"Evaluating on {split}", lambda output, _: output["logits"])
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: Dataset, split: str
+) -> Answers:
+    """A model's answers on every row (see `fffconvert.metrics`), in the rows' order."""
+    pick = {"tokens": tags, "question": spans, "masked": words}.get(task.kind, logits)
+    found = forward_all(model, tokenizer, rows, f"Evaluating on {split}", pick)
+    if task.kind not in ("tokens", "masked"):
+        return np.stack(found)
+    labels = map(np.asarray, rows["labels"])
+    return [answer[: len(label)][label != IGNORED] for answer, label in zip(found, labels, strict=True)]
+
+
+def logits(output: ModelOutput, _batch: Batch) -> Tensor:
+    """The logits of each row, `(n_rows, n_outputs)`."""
+    found: Tensor = output["logits"]
+    return found.float()
+
+
+def tags(output: ModelOutput, _batch: Batch) -> Tensor:
+    """The class of each token, `(n_rows, n_tokens)`."""
+    return logits(output, _batch).argmax(-1)
+
+
+def words(output: ModelOutput, batch: Batch) -> Tensor:
+    """The likeliest token at each place and the true one's log-probability there, `(n_rows, n_tokens, 2)`."""
+    scores = logits(output, batch)  # (n_rows, n_tokens, n_words)
+    true = batch["labels"].clamp_min(0)[..., None]  # (n_rows, n_tokens, 1); IGNORED places are dropped later
+    log_probability = scores.gather(-1, true)[..., 0] - scores.logsumexp(-1)
+    return torch.stack([scores.argmax(-1).double(), log_probability.double()], -1)
+
+
+def spans(output: ModelOutput, batch: Batch) -> Tensor:
+    """The first and last token of the likeliest span of each row, `(n_rows, 2)`."""
+    real = batch["attention_mask"].bool()  # (n_rows, n_tokens)
+    lowest = torch.finfo(torch.float32).min / 4
+    start, end = (output[f"{name}_logits"].float().masked_fill(~real, lowest) for name in ("start", "end"))
+    n_tokens = start.shape[1]
+    allowed = torch.ones(n_tokens, n_tokens, device=start.device).triu().tril(LONGEST_ANSWER - 1).bool()
+    scores = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, 4 * lowest)
+    best = scores.flatten(1).argmax(1)
+    return torch.stack([best // n_tokens, best % n_tokens], 1)
 
 
 def embed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, split: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, _task: Task, rows: Dataset, split: str
 ) -> NDArray[np.float32]:
     """Sentence embeddings `(n_rows, d_model)`: the mean of the last hidden states, at unit length."""
 
-    def pool(output: ModelOutput, real: Tensor) -> Tensor:
+    def pool(output: ModelOutput, batch: Batch) -> Tensor:
+        if "last_hidden_state" not in output:
+            raise UserError(f"{type(model).__name__} has a head that cannot be judged; expected a known one")
+        real = batch["attention_mask"]
         mean = (output["last_hidden_state"] * real[..., None]).sum(1) / real.sum(1, keepdim=True)
         return torch.nn.functional.normalize(mean.float(), dim=-1)
 
-    return forward_all(model, tokenizer, rows, f"Embedding {split}", pool)
+    return np.stack(forward_all(model, tokenizer, rows, f"Embedding {split}", pool))
 
 
 def forward_all(
@@ -219,26 +288,24 @@ def forward_all(
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     description: str,
-    pick: Callable[[ModelOutput, Tensor], Tensor],
-) -> NDArray[np.float32]:
-    """Runs a model over all rows and stacks what `pick` takes from each output and its attention mask."""
+    pick: Callable[[ModelOutput, Batch], Tensor],
+) -> list[NDArray[Any]]:
+    """Runs a model over all rows; gives for each row what `pick` takes from the output and the batch."""
     accelerator = make_accelerator()
     size = BATCH_SIZE - BATCH_SIZE % accelerator.num_processes
     by_length = np.argsort(rows["length"], kind="stable")[::-1]  # little padding, and the longest batch first
-    unlabelled = [name for name in rows.column_names if name != "labels"]
     sampler = BatchSampler(SequentialSampler(rows), size, drop_last=False)
-    loader = accelerator.prepare_data_loader(
-        batches_of(rows.select(by_length).select_columns(unlabelled), tokenizer, sampler)
-    )
+    loader = accelerator.prepare_data_loader(batches_of(rows.select(by_length), tokenizer, sampler))
     model.to(accelerator.device)
-    parts = []
+    found: list[NDArray[Any]] = []
     with evaluating(model), torch.no_grad(), progress_bar(description, len(loader)) as advance:
         for batch in loader:
-            picked = pick(model(**batch), batch["attention_mask"])
-            parts.append(accelerator.gather_for_metrics(picked).float().cpu().numpy())
+            inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
+            picked = accelerator.pad_across_processes(pick(model(**inputs), batch), dim=1)
+            found.extend(accelerator.gather_for_metrics(picked).cpu().numpy())
             advance("")
     model.to("cpu")  # type: ignore[arg-type]
-    return np.concatenate(parts)[np.argsort(by_length)]
+    return [found[place] for place in np.argsort(by_length)]
 
 
 def nearest(embeddings: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -15,15 +15,25 @@ from typing import Any
 from torch import Tensor
 
 from fffconvert.calibration import calibrate
-from fffconvert.checkpoint import Loaded, load, load_for_task, read_report, refuse_existing, save
+from fffconvert.checkpoint import (
+    Loaded,
+    load,
+    load_config,
+    load_for_task,
+    load_tokenizer,
+    read_report,
+    refuse_existing,
+    save,
+)
 from fffconvert.conversion import build
+from fffconvert.data import Data, asked_for, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import UserError
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Recipe
-from fffconvert.tasks import Data, check_head, read_data, task_named
+from fffconvert.tasks import Task, check_head
 from fffconvert.training import wait_for_everyone
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
@@ -79,16 +89,7 @@ def run_stages(
     recipe: Recipe, output: Path, work: Path, data_dir: Path | None, log_with: str | None
 ) -> Result:
     """As `run`, in a folder for work in progress."""
-    base = load_base(recipe, work)
-    data = read_data(
-        task_named(recipe.task) if recipe.task else None,
-        Path(recipe.text) if recipe.text else None,
-        base.tokenizer,
-        data_dir=data_dir,
-        train_rows=recipe.train_rows,
-        held_out=recipe.held_out,
-        seed=recipe.seed,
-    )
+    base, data = load_base(recipe, work, data_dir)
     stages = Stages(recipe, make_teacher(recipe, base, data, work, log_with), data, work, log_with)
     for name, shape in students_of(recipe).items():
         stages.make_student(name, shape)
@@ -121,15 +122,27 @@ def teacher_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}-{TEACHER}")
 
 
-def load_base(recipe: Recipe, work: Path) -> Loaded:
-    """The dense model to start from: the recipe's, with a head for its task, or the teacher made of it."""
-    if recipe.finetune is None or (work / TEACHER).exists():
-        name = recipe.model if recipe.finetune is None else str(work / TEACHER)
-        loaded = load(name)
-        check_head(task_named(recipe.task) if recipe.task else None, loaded.model.config, recipe.model)
-        return replace(loaded, name=recipe.model)
-    task = task_named(str(recipe.task))
-    return load_for_task(recipe.model, task.n_outputs, task.labels, recipe.seed)
+def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded, Data]:
+    """The dense model to start from, with a head for its data: the recipe's, or the teacher made of it."""
+    asked = asked_for(recipe.task, recipe.text, recipe.data)
+    made = (work / TEACHER).exists()
+    new_head = recipe.finetune is not None and not made
+    name = str(work / TEACHER) if made else recipe.model
+    config = load_config(name)
+    if not new_head:
+        check_head(asked if isinstance(asked, Task) else None, config, recipe.model)
+    data = read_data(
+        asked,
+        load_tokenizer(name, config),
+        None if new_head else config,
+        data_dir=data_dir,
+        train_rows=recipe.train_rows,
+        held_out=recipe.held_out,
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+    )
+    base = load_for_task(name, data.task, recipe.seed) if new_head else load(name)
+    return replace(base, name=recipe.model), data
 
 
 def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with: str | None) -> Loaded:
@@ -169,7 +182,8 @@ class Stages:
     def inputs(self) -> list[Tensor]:
         """The teacher's FFN inputs, `(n_tokens, d_model)` for each layer."""
         model, tokenizer = self.teacher.model, self.teacher.tokenizer
-        return calibrate(model, tokenizer, self.data.texts, self.recipe.calibration_tokens, self.recipe.seed)
+        r = self.recipe
+        return calibrate(model, tokenizer, self.data.texts, r.calibration_tokens, r.seed, r.max_length)
 
     @cached_property
     def judge(self) -> Judge:

@@ -61,18 +61,44 @@ FINETUNE = Training(epochs=3, learning_rate=5e-5, weight_decay=0.01)
 
 
 @dataclass(frozen=True)
+class DataSource:
+    """Rows of one's own.
+
+    Attributes:
+        path: A file (CSV, TSV, JSON, JSONL, Parquet, or text with one text per line), a folder with a file for
+            each split, or the id of a dataset on the Hub.
+        text: The one or two columns that hold the text; guessed from their names if not given.
+        label: The column that holds the labels; likewise.
+        subset: Which of a Hub dataset's configurations.
+        train: The split to train on; `train`, or the only one, if not given.
+        validation: The split to evaluate on; `validation` or `test` if not given, and rows held out of
+            the training split where there is neither.
+    """
+
+    path: str
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    subset: str | None = None
+    train: str | None = None
+    validation: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole conversion, from a model's id to a folder.
 
     Attributes:
         model: Hub id or folder of the dense model.
-        task: GLUE task to distil and evaluate on. Either this or `text`.
-        text: File with one text per line: distils a sentence encoder, and holds out some lines.
+        task: GLUE task to distil and evaluate on. Either this, or `text`, or `data`.
+        text: File with one text per line: distils without labels, and holds out some lines.
+        data: Rows of one's own, with labels or without.
         tree: Shape of every layer's tree.
         init: What is clustered to grow the trees.
         calibration_tokens: Tokens of text that the trees are grown on.
         train_rows: Rows to train on, drawn at random; all of them if not given.
-        held_out: Lines of `text` kept for evaluation.
+        held_out: Rows of `text`, or of `data` without a split to evaluate on, kept for evaluation.
+        max_length: Tokens that texts are cut at.
+        min_retention: The command fails, when all is written, for a student with less of its teacher's score.
         finetune: Makes the teacher from `model` first; without it `model` is the teacher.
         distill: How the student is trained.
         controls: Students given the same data, steps and seed, to compare with: `removed` has no FFN but a
@@ -83,24 +109,32 @@ class Recipe:
     model: str
     task: str | None = None
     text: str | None = None
+    data: DataSource | None = None
     tree: TreeShape = TreeShape(depth=7, leaf_width=12)  # noqa: RUF009 - frozen
     init: Literal["inputs", "neurons", "random"] = "inputs"
     calibration_tokens: int = 65_536
     train_rows: int | None = None
     held_out: int = 500
+    max_length: int = 128
+    min_retention: float | None = None
     finetune: Training | None = None
     distill: Training = field(default_factory=Training)
     controls: tuple[Control, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.task is None) == (self.text is None):
-            raise UserError("a recipe names either `task` (a GLUE task) or `text` (a file), and not both")
+        if [self.task, self.text, self.data].count(None) != 2:
+            raise UserError(
+                "a recipe names either `task` (a GLUE task) or `text` (a file) or `data` (your own), "
+                "and not both"
+            )
         if self.text is not None and self.finetune is not None:
-            raise UserError("`finetune` needs a `task`: text alone has no labels to learn")
-        for name in ("calibration_tokens", "held_out", "train_rows"):
+            raise UserError("`finetune` needs a `task` or `data`: text alone has no labels to learn")
+        for name in ("calibration_tokens", "held_out", "train_rows", "max_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.min_retention is not None and not 0 < self.min_retention <= 1:
+            raise UserError(f"min_retention is {self.min_retention}; expected a share such as 0.98")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UserError(f"seed is {self.seed}; expected a number from 0 to {LARGEST_SEED}")
 

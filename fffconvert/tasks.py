@@ -1,57 +1,85 @@
-"""GLUE: its tasks, official metrics and data, and any text file as data without labels.
+"""What is asked of a model: a task is columns of text, labels and metrics, of GLUE or of one's own data.
 
-Tasks and metrics are those of Wang et al. (arXiv 1804.07461). The data comes from the Hub
-(`nyu-mll/glue`), or from a folder `DATA_DIR/TASK/` of Parquet files named after the splits.
+GLUE's tasks and metrics are those of Wang et al. (arXiv 1804.07461).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Literal
 
-import numpy as np
-from datasets import Dataset, DatasetDict, disable_progress_bars, load_dataset
-from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
-from fffconvert.calibration import MAX_LENGTH, Text
 from fffconvert.errors import UserError
 
-HUB_DATASET = "nyu-mll/glue"
+Kind = Literal["classification", "multi-label", "regression", "tokens", "question", "masked", "embedding"]
+"""What a head answers: one class, several, a number, a tag per word, a span, a masked word, or nothing."""
+
+HEADS: dict[str, Kind] = {
+    "ForSequenceClassification": "classification",
+    "ForTokenClassification": "tokens",
+    "ForQuestionAnswering": "question",
+    "ForMaskedLM": "masked",
+}
+"""Kind by the end of a model class's name; any other is an encoder."""
+
+HEAD_OF: dict[Kind, str] = {
+    "multi-label": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    **{kind: ending for ending, kind in HEADS.items()},
+}
+"""The end of a model class's name by kind."""
+
+AGREEMENT = ("agreement",)
+METRICS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "multi-label": ("micro_f1", "accuracy"),
+    "regression": ("pearson", "spearman"),
+    "tokens": ("accuracy", "macro_f1"),
+    "question": ("span_f1", "exact_match"),
+    "masked": ("accuracy", "loss", "perplexity"),
+    "embedding": ("cosine", "neighbour_agreement"),
+}
+"""What own data is judged by; the first is the score. Tags with B- and I- are judged by `entity_f1` first."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One GLUE task.
+    """What is asked of a model.
 
     Attributes:
-        name: Its name on the Hub.
-        columns: The one or two columns that hold the text.
-        labels: Names of the classes in the order of their codes; empty for regression.
-        metrics: Its official metrics; the first is the score.
+        name: A GLUE task's name on the Hub, or that of one's own data.
+        columns: The one or two columns that hold the text. For `tokens` a list of words, or text; for
+            `question` the question and its context.
+        labels: Names of the classes in the order of their codes; empty where there are no classes.
+        metrics: What it is judged by; the first is the score.
         validations: Its validation splits; the first is the one that counts.
+        kind: What the model's head answers.
+        label: The column that holds the labels; none for text alone, where the teacher is the judge.
     """
 
     name: str
     columns: tuple[str, ...]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)
     validations: tuple[str, ...] = ("validation",)
+    kind: Kind = "classification"
+    label: str | None = "label"
 
     @property
     def is_regression(self) -> bool:
         """Whether the task asks for a number instead of a class."""
-        return not self.labels
+        return self.kind == "regression"
 
     @property
     def n_outputs(self) -> int:
-        """Numbers that a head for this task gives."""
-        return len(self.labels) or 1
+        """Numbers that a head for this task gives, for each row or each token."""
+        return len(self.labels) or (2 if self.kind == "question" else 1)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a truth to compare with; a masked word is its own."""
+        return self.label is not None or self.kind == "masked"
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -64,7 +92,7 @@ TASKS = {
         Task("sst2", ("sentence",), ("negative", "positive")),
         Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), _PARAPHRASE),
         Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), _PARAPHRASE),
-        Task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman")),
+        Task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman"), kind="regression"),
         Task(
             "mnli",
             ("premise", "hypothesis"),
@@ -75,14 +103,6 @@ TASKS = {
         Task("rte", ("sentence1", "sentence2"), _ENTAILMENT),
         Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
     )
-}
-
-_METRICS = {
-    "accuracy": accuracy_score,
-    "f1": f1_score,
-    "matthews_correlation": matthews_corrcoef,
-    "pearson": lambda labels, predictions: pearsonr(labels, predictions).statistic,
-    "spearman": lambda labels, predictions: spearmanr(labels, predictions).statistic,
 }
 
 
@@ -97,244 +117,28 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def predictions(task: Task, logits: NDArray[np.float32]) -> NDArray[Any]:
-    """Classes `(n_rows,)`, or the regressed numbers, from logits `(n_rows, n_outputs)`."""
-    return logits[:, 0] if task.is_regression else logits.argmax(1)
-
-
-def compute_metrics(task: Task, logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, float]:
-    """The task's official metrics.
-
-    Args:
-        task: The task.
-        logits: `(n_rows, n_outputs)`.
-        labels: `(n_rows,)`.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a constant prediction has no correlation: that is 0 below
-        values = {name: float(_METRICS[name](labels, predictions(task, logits))) for name in task.metrics}
-    return {name: value if np.isfinite(value) else 0.0 for name, value in values.items()}
-
-
-def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> DatasetDict:
-    """Splits of a task, with the columns and label codes of `nyu-mll/glue`.
-
-    Args:
-        task: The task.
-        splits: Some of `train` and the task's validation splits.
-        data_dir: A folder with `TASK/SPLIT.parquet`; a `train_partial.parquet` serves, with a warning,
-            where there is no `train.parquet`. Without a folder the data comes from the Hub.
-
-    Raises:
-        UserError: For data that is missing, cannot be read, or lacks a column.
-    """
-    if data_dir is None:
-        found = _load_from_hub(task)
-    else:
-        files = {split: str(_file(data_dir / task.name, split)) for split in splits}
-        disable_progress_bars()
-        try:
-            found = load_dataset("parquet", data_files=files)
-        except Exception as error:
-            raise UserError(
-                f"{data_dir / task.name}: not readable as Parquet ({_first_line(error)})"
-            ) from error
-    for split in splits:
-        missing = {*task.columns, "label"} - set(found[split].column_names)
-        if missing:
-            raise UserError(
-                f"{task.name}, {split}: no column {', '.join(sorted(missing))}; "
-                f"expected {', '.join((*task.columns, 'label'))}"
-            )
-        check_rows(task, split, found[split])
-    return DatasetDict({split: found[split] for split in splits})
-
-
-def check_rows(task: Task, split: str, rows: Dataset) -> None:
-    """Raises a `UserError` that names the first row whose text or label is not what the task asks for."""
-    for name in task.columns:
-        for number, text in enumerate(rows[name]):
-            if not isinstance(text, str):
-                raise UserError(f"{task.name}, {split}: row {number} has {name} {text!r}; expected text")
-    for number, label in enumerate(rows["label"]):
-        if task.is_regression:
-            fits, expected = isinstance(label, int | float) and np.isfinite(label), "a number"
-        else:
-            fits, expected = label in range(task.n_outputs), f"0 to {task.n_outputs - 1}"
-        if not fits:
-            raise UserError(f"{task.name}, {split}: row {number} has label {label!r}; expected {expected}")
-
-
-def _load_from_hub(task: Task) -> DatasetDict:
-    try:
-        return load_dataset(HUB_DATASET, task.name)
-    except Exception as error:
-        raise UserError(
-            f"{HUB_DATASET}/{task.name} could not be had from the Hub ({_first_line(error)}). "
-            f"Name a folder that holds {task.name}/train.parquet with --data-dir."
-        ) from error
-
-
-def _file(folder: Path, split: str) -> Path:
-    whole, partial = folder / f"{split}.parquet", folder / f"{split}_partial.parquet"
-    if whole.is_file():
-        return whole
-    if partial.is_file():
-        warnings.warn(f"{partial}: only a part of the split, so scores are not GLUE's own", stacklevel=2)
-        return partial
-    raise UserError(f"{whole} does not exist; expected the {split} split as Parquet")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def read_lines(file: Path) -> Iterator[str]:
-    """The non-empty lines of a text file, one text each, read as they are asked for.
-
-    Raises:
-        UserError: For a file that is missing, is not UTF-8, or has no text in it.
-    """
-    empty = True
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                if text := line.strip():
-                    empty = False
-                    yield text
-    except OSError as error:
-        raise UserError(f"{file} could not be read ({error.strerror}); expected a text file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not UTF-8 text (byte {error.start}); expected one text per line"
-        ) from error
-    if empty:
-        raise UserError(f"{file} is empty; expected one text per line")
-
-
-def texts_of(task: Task, rows: Dataset) -> list[Text]:
-    """The texts, or pairs of texts, of a split."""
-    columns = [list(rows[name]) for name in task.columns]
-    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-
-
-def tokenized(task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """A split as a model takes it, with `labels` and the number of tokens as `length`."""
-
-    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        texts = [batch[name] for name in task.columns]
-        encoded = dict(tokenizer(*texts, truncation=True, max_length=MAX_LENGTH))
-        number = float if task.is_regression else int
-        return {
-            **encoded,
-            "labels": [number(label) for label in batch["label"]],
-            "length": [len(ids) for ids in encoded["input_ids"]],
-        }
-
-    return rows.map(encode, batched=True, remove_columns=rows.column_names)
-
-
-def tokenized_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Texts without labels as a model takes them, with the number of tokens as `length`."""
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        encoded = dict(tokenizer(batch["text"], truncation=True, max_length=MAX_LENGTH))
-        return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
-
-    return Dataset.from_dict({"text": texts}).map(encode, batched=True, remove_columns=["text"])
-
-
-@dataclass(frozen=True)
-class Data:
-    """What to train and to evaluate on.
-
-    Attributes:
-        task: The task; none for plain text.
-        texts: The training texts.
-        rows: The same, tokenized.
-        validations: Tokenized rows to evaluate on, by split.
-    """
-
-    task: Task | None
-    texts: list[Text]
-    rows: Dataset
-    validations: dict[str, Dataset]
-
-
-def read_data(
-    task: Task | None,
-    text: Path | None,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    data_dir: Path | None = None,
-    train_rows: int | None = None,
-    held_out: int = 0,
-    seed: int = 0,
-) -> Data:
-    """Reads a task, or a text file without labels, and draws the rows to train on.
-
-    Args:
-        task: The task; either this or `text`.
-        text: A file with one text per line.
-        tokenizer: The model's.
-        data_dir: As for `load_task`.
-        train_rows: Rows to train on, drawn at random; all of them if not given.
-        held_out: Lines of `text` to evaluate on; they are never trained on.
-        seed: Decides what is drawn.
-
-    Raises:
-        UserError: For data that is missing or malformed, or fewer lines than are to be held out.
-    """
-    _refuse_both(task, text)
-    random = np.random.default_rng(seed)
-    if task is not None:
-        train = load_task(task, data_dir, ("train",))["train"]
-        if train_rows is not None:
-            train = train.select(random.permutation(len(train))[:train_rows])
-        validations = read_validations(task, None, tokenizer, data_dir) if held_out else {}
-        return Data(task, texts_of(task, train), tokenized(task, train, tokenizer), validations)
-    lines = list(read_lines(cast(Path, text)))
-    if len(lines) <= held_out:
-        raise UserError(f"{text} has {len(lines)} lines; expected more than the {held_out} to hold out")
-    drawn = [lines[i] for i in random.permutation(len(lines))]
-    texts = drawn[held_out:][:train_rows]
-    validations = {"held_out": tokenized_texts(drawn[:held_out], tokenizer)} if held_out else {}
-    return Data(None, list(texts), tokenized_texts(texts, tokenizer), validations)
-
-
-def read_validations(
-    task: Task | None, text: Path | None, tokenizer: PreTrainedTokenizerBase, data_dir: Path | None = None
-) -> dict[str, Dataset]:
-    """The tokenized rows to evaluate on, by split: a task's validation splits, or all lines of a file.
-
-    Raises:
-        UserError: For data that is missing or malformed.
-    """
-    _refuse_both(task, text)
-    if task is not None:
-        splits = load_task(task, data_dir, task.validations)
-        return {name: tokenized(task, rows, tokenizer) for name, rows in splits.items()}
-    return {"text": tokenized_texts(list(read_lines(cast(Path, text))), tokenizer)}
-
-
-def _refuse_both(task: Task | None, text: Path | None) -> None:
-    if (task is None) == (text is None):
-        raise UserError("name either a task or a text file, and not both")
+def kind_of(config: PreTrainedConfig) -> Kind:
+    """What the head of a saved model answers."""
+    head = (config.architectures or [""])[0]
+    kind: Kind = next((kind for ending, kind in HEADS.items() if head.endswith(ending)), "embedding")
+    if kind == "classification" and config.problem_type == "multi_label_classification":
+        return "multi-label"
+    return "regression" if kind == "classification" and config.num_labels == 1 else kind
 
 
 def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
-    """Refuses a model whose head does not fit the task; text without a task asks for an encoder without a head.
+    """Refuses a model whose head does not fit a GLUE task; without one, a head that no data can judge.
 
     Raises:
-        UserError: For a model that is no sequence classifier, or has another number of outputs; for text,
-            one that has a head.
+        UserError: For a model that is no sequence classifier, or has another number of outputs; without a
+            task, one whose head is neither in `HEADS` nor none.
     """
     heads = config.architectures or ["no head"]
     if task is None:
-        if any("For" in head for head in heads):
+        if any("For" in head and not head.endswith(tuple(HEADS)) for head in heads):
             raise UserError(
-                f"{name} is {', '.join(heads)}; text without labels expects an encoder without a head. "
-                "Name a task instead."
+                f"{name} is {', '.join(heads)}, which cannot be judged; expected an encoder without a head, "
+                f"or one of {', '.join(HEADS)}"
             )
         return
     if not any(head.endswith("ForSequenceClassification") for head in heads):

@@ -20,11 +20,17 @@ import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.tracking import filter_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
-from datasets import Dataset
+from datasets import Dataset, List
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Sampler
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_scheduler,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fffconvert.display import progress_bar, say
@@ -90,11 +96,14 @@ def check_tracker(name: str) -> None:
 
 
 def batches_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, sampler: BatchSampler) -> DataLoader[Batch]:
-    """Padded batches of tokenized rows."""
+    """Padded batches of tokenized rows; labels of tokens, which are whole numbers in a list, are padded too."""
+    labels = rows.features.get("labels")
+    per_token = isinstance(labels, List) and "int" in labels.feature.dtype
+    collate = DataCollatorForTokenClassification if per_token else DataCollatorWithPadding
     return DataLoader(
         rows.remove_columns("length"),
         batch_sampler=sampler,
-        collate_fn=DataCollatorWithPadding(tokenizer),
+        collate_fn=collate(tokenizer),
         generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from dropout's
     )
 

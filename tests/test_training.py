@@ -26,11 +26,13 @@ from transformers import BertForSequenceClassification, PreTrainedModel, PreTrai
 import fffconvert
 from fffconvert import checkpoint, training
 from fffconvert.conversion import convert
+from fffconvert.data import read_data, read_validations, unlabelled
 from fffconvert.distillation import distill, finetune
+from fffconvert.encoding import tokenized
 from fffconvert.errors import UserError
 from fffconvert.evaluation import evaluate
 from fffconvert.recipe import Training
-from fffconvert.tasks import TASKS, read_data, read_validations, tokenized_texts
+from fffconvert.tasks import TASKS
 from fffconvert.training import EpochSampler, checkpoints_in
 from fffconvert.tree import TreeShape
 
@@ -60,7 +62,8 @@ def assert_close_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> 
 
 def rows_for(tokenizer: PreTrainedTokenizerFast, n: int = 92) -> Dataset:
     texts = sentences(n)
-    return tokenized_texts(texts, tokenizer).add_column("labels", [int("good" in text) for text in texts])
+    task, rows = unlabelled("text", ("text",), None), Dataset.from_dict({"text": texts})
+    return tokenized(task, rows, tokenizer).add_column("labels", [int("good" in text) for text in texts])
 
 
 def student_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -392,13 +395,13 @@ def test_two_processes_give_what_one_gives(
     # evaluation: 37 rows over two processes, none counted twice
     task = TASKS["sst2"]
     student, teacher = checkpoint.load(str(tmp_path / "student")), checkpoint.load(str(tmp_path / "dense"))
-    validations = read_validations(task, None, tokenizer, glue)
+    task, validations = read_validations(task, tokenizer, None, data_dir=glue)
     assert len(validations["validation"]) == 37
     scores = evaluate(student.model, tokenizer, task, validations, teacher.model)
     assert json.loads((tmp_path / "two.json").read_text()) == scores.to_dict()
 
     # training: each batch is shared out, so the steps are the same
-    rows = read_data(task, None, tokenizer, data_dir=glue).rows
+    rows = read_data(task, tokenizer, None, data_dir=glue).rows
     settings = Training(epochs=2, batch_size=8)
     before = weights_of(student.model)
     distill(student.model, teacher.model, tokenizer, rows, settings)

@@ -1,0 +1,207 @@
+"""Rows as a model takes them: texts become token ids, labels become numbers, for every kind of task.
+
+Each row also gets its number of tokens as `length`. Rows of `tokens` and `masked` tasks have a label for each
+token, and `IGNORED` where none counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, List
+from transformers import PreTrainedTokenizerBase
+
+from fffconvert.calibration import MAX_LENGTH, Text
+from fffconvert.errors import UserError
+from fffconvert.tasks import Task
+
+IGNORED = -100
+"""The label of a token that does not count, for PyTorch's cross-entropy as for the metrics."""
+
+LABELS = ("labels", "start_positions", "end_positions")
+"""The columns that hold the truth."""
+
+MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
+
+Columns = dict[str, list[Any]]
+
+
+def texts_of(task: Task, rows: Dataset) -> list[Text]:
+    """The texts, or pairs of texts, of a split; words are joined by spaces."""
+    columns = [texts_in(task, rows, name) for name in task.columns]
+    return [*columns[0]] if len(columns) == 1 else [*zip(*columns, strict=True)]
+
+
+def texts_in(task: Task, rows: Dataset, column: str) -> list[str]:
+    """The texts of one column.
+
+    Raises:
+        UserError: For a row without text; it is named.
+    """
+    values = list(rows[column])
+    for number, value in enumerate(values):
+        if not all(isinstance(word, str) for word in (value if isinstance(value, list) else [value])):
+            raise UserError(f"{task.name}: row {number} has {column} {value!r}; expected text")
+    return [_joined(task, value) for value in values]
+
+
+def _joined(task: Task, value: str | list[str]) -> str:
+    """A text as it is, words with one space between."""
+    return " ".join(_split(value)) if isinstance(value, list) or task.kind == "tokens" else value
+
+
+def tokenized(
+    task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int = MAX_LENGTH, seed: int = 0
+) -> Dataset:
+    """A split as a model takes it, with its labels where the task has them, and `length`.
+
+    Args:
+        task: Names the columns.
+        rows: Holds them.
+        tokenizer: The model's.
+        max_length: Tokens that a row is cut at.
+        seed: Decides which tokens of a `masked` task are masked.
+
+    Raises:
+        UserError: For a row without text, or with a label that is none of the task's.
+    """
+    random = np.random.default_rng(seed)
+
+    def encode(batch: Columns) -> Columns:
+        texts = [[_joined(task, value) for value in batch[name]] for name in task.columns]
+        offsets = task.kind in ("tokens", "question")
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_offsets_mapping=offsets)
+        given = batch[task.label] if task.label else None
+        if task.kind == "tokens":
+            words = [_split(value) for value in batch[task.columns[0]]]
+            labels = {"labels": _tags(task, encoded["offset_mapping"], words, given, code)}
+        elif task.kind == "question":
+            labels = _spans(encoded, given) if given else {}
+        elif task.kind == "masked":
+            labels = {"labels": _mask(encoded["input_ids"], tokenizer, random)}
+        else:
+            labels = {"labels": [code(value) for value in given]} if given is not None else {}
+        encoded.pop("offset_mapping", None)
+        return {**encoded, **labels, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+    for name in task.columns:
+        texts_in(task, rows, name)  # a row without text has no place in a batch
+    code = coder(task, rows)
+    return rows.map(encode, batched=True, remove_columns=rows.column_names)
+
+
+def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
+    """What turns a label as it stands in a column into what the model's loss takes.
+
+    A class may be given by its name, whatever its case, or by its number.
+    """
+    numbers = {name.lower(): number for number, name in enumerate(task.labels)}
+    feature = rows.features[task.label] if task.label else None
+    names = class_names(feature) or []
+
+    def one(value: Any) -> int:
+        name = names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+        if (known := numbers.get(str(name).lower())) is not None:
+            return known
+        if isinstance(value, int) and 0 <= value < len(task.labels):
+            return value
+        raise UserError(
+            f"{task.name}: {name!r} in column {task.label!r} is no label; expected one of "
+            f"{', '.join(task.labels)}, or its number from 0"
+        )
+
+    def several(values: Any) -> list[float]:
+        names = values.split(",") if isinstance(values, str) else values  # a CSV file holds one text
+        chosen = {one(name.strip() if isinstance(name, str) else name) for name in names}
+        return [float(number in chosen) for number in range(len(task.labels))]
+
+    def number(value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{task.name}: {value!r} in column {task.label!r} is no number; the model's head gives one"
+            ) from error
+
+    return {"regression": number, "multi-label": several}.get(task.kind, one)
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """The names of a column's classes, of a list of them too; none where it holds plain values."""
+    inner = feature.feature if isinstance(feature, List) else feature
+    return inner.names if isinstance(inner, ClassLabel) else None
+
+
+def _tags(
+    task: Task,
+    offsets: list[Any],
+    words: list[list[str]],
+    given: list[Any] | None,
+    code: Callable[[Any], int],
+) -> list[list[int]]:
+    """For each token the tag of its word where it is the word's first token, else `IGNORED`.
+
+    Text without tags gets 0 at those places, which marks where predictions are compared.
+    """
+    aligned = []
+    for row, spans in enumerate(offsets):
+        n_words = len(words[row])
+        tags = [0] * n_words if given is None else [code(tag) for tag in _split(given[row])]
+        if len(tags) != n_words:
+            raise UserError(
+                f"{task.name}: a row has {n_words} words and {len(tags)} tags in {task.label!r}; "
+                "expected one tag for each word"
+            )
+        word_of = [number for number, word in enumerate(words[row]) for _ in f"{word} "]
+        seen, labels = -1, []
+        for start, end in spans:  # some tokenizers count the space before a word as the token's
+            word = word_of[end - 1] if end > start else -1
+            labels.append(tags[word] if word > seen else IGNORED)
+            seen = max(seen, word)
+        aligned.append(labels)
+    return aligned
+
+
+def _split(value: Any) -> list[Any]:
+    """Words or tags as a list; a CSV file holds them as one text with spaces between."""
+    return value.split() if isinstance(value, str) else list(value)
+
+
+def _spans(encoded: Any, answers: list[Any]) -> Columns:
+    """The first and last token of each row's first answer; both 0 where the text was cut before it."""
+    starts, ends = [], []
+    for row, answer in enumerate(answers):
+        first, last = 0, 0
+        if answer["text"]:
+            begin = answer["answer_start"][0]
+            end = begin + len(answer["text"][0])
+            context = [part == 1 for part in encoded.sequence_ids(row)]
+            inside = [
+                token
+                for token, (start, stop) in enumerate(encoded["offset_mapping"][row])
+                if context[token] and start < end and stop > begin
+            ]
+            whole = bool(inside) and encoded["offset_mapping"][row][inside[-1]][1] >= end
+            first, last = (inside[0], inside[-1]) if whole else (0, 0)
+        starts.append(first)
+        ends.append(last)
+    return {"start_positions": starts, "end_positions": ends}
+
+
+def _mask(
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, random: np.random.Generator
+) -> list[list[int]]:
+    """Masks tokens in `rows`, in place, at least one in each; gives what they were, `IGNORED` elsewhere."""
+    if tokenizer.mask_token_id is None:
+        raise UserError("the tokenizer has no mask token; a masked language model needs one")
+    special, labels = set(tokenizer.all_special_ids), []
+    for ids in rows:
+        words = [place for place, token in enumerate(ids) if token not in special]
+        n_masked = max(1, round(MASKED_SHARE * len(words))) if words else 0
+        row = [IGNORED] * len(ids)
+        for place in random.permutation(words)[:n_masked]:
+            row[place], ids[place] = ids[place], tokenizer.mask_token_id
+        labels.append(row)
+    return labels

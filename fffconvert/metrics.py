@@ -1,0 +1,136 @@
+"""Metrics and agreement: from what models answer, and the truth, to numbers.
+
+An *answer* is what evaluation keeps of a model's output for one row: its logits `(n_outputs,)`; for `tokens` the
+class at every token that counts, `(n_counted,)`; for `masked` the token and the logarithm of the true token's
+probability there, `(n_counted, 2)`; for `question` the first and last token of the span, `(2,)`.
+The truth has the same rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from fffconvert.tasks import Task
+
+Answers = NDArray[Any] | Sequence[NDArray[Any]]
+"""One answer for each row; an array where all have the same shape."""
+
+
+def predictions(task: Task, answers: Answers) -> NDArray[Any]:
+    """What a model decides: `(n_rows,)`, of token tasks `(n_counted,)`; several numbers make one decision."""
+    if task.kind == "tokens":
+        return np.concatenate(answers)
+    if task.kind == "masked":
+        return np.concatenate(answers)[:, 0]
+    logits = np.asarray(answers)
+    if task.kind == "regression":
+        return logits[:, 0]
+    if task.kind == "multi-label":
+        return (logits > 0).astype(int)
+    return logits if task.kind == "question" else logits.argmax(1)
+
+
+def compute_metrics(task: Task, answers: Answers, labels: Answers) -> dict[str, float]:
+    """The task's metrics; one that is not defined, as for a constant prediction, is 0.
+
+    Args:
+        task: The task.
+        answers: A model's answers.
+        labels: The truth.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a constant prediction has no correlation
+        values = {name: float(_METRICS[name](task, answers, labels)) for name in task.metrics}
+    return {name: value if np.isfinite(value) else 0.0 for name, value in values.items()}
+
+
+def agreement(task: Task, ours: Answers, theirs: Answers) -> float:
+    """Share of decisions that two models share, or how their regressed numbers correlate."""
+    a, b = predictions(task, ours), predictions(task, theirs)
+    if not task.is_regression:
+        return float((a == b).reshape(len(a), -1).all(1).mean())
+    return float(pearsonr(a, b).statistic) if a.std() > 0 and b.std() > 0 else 0.0
+
+
+def _truth(task: Task, labels: Answers) -> NDArray[Any]:
+    return np.concatenate(labels) if task.kind in ("tokens", "masked") else np.asarray(labels)
+
+
+def _on_decisions(metric: Any, **options: Any) -> Any:
+    """A metric of scikit-learn or SciPy, on truth and decisions."""
+
+    def compute(task: Task, answers: Answers, labels: Answers) -> Any:
+        value = metric(_truth(task, labels), predictions(task, answers), **options)
+        return getattr(value, "statistic", value)
+
+    return compute
+
+
+def exact_match(task: Task, answers: Answers, labels: Answers) -> float:
+    """Share of spans that are right at both ends."""
+    return agreement(task, answers, labels)
+
+
+def span_f1(_task: Task, answers: Answers, labels: Answers) -> float:
+    """Overlap of predicted and true spans, counted in tokens: the mean F1 over the rows."""
+    a, b = np.asarray(answers), np.asarray(labels)
+    shared = np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]) + 1
+    total = (a[:, 1] - a[:, 0] + 1) + (b[:, 1] - b[:, 0] + 1)
+    return float((2 * np.maximum(shared, 0) / total).mean())
+
+
+def entity_f1(task: Task, answers: Answers, labels: Answers) -> float:
+    """F1 over whole entities of all rows together: right is what has the true ends and type."""
+    found, true = (
+        {
+            (row, *entity)
+            for row, tags in enumerate(rows)
+            for entity in entities([task.labels[tag] for tag in tags])
+        }
+        for rows in (answers, labels)
+    )
+    return 2 * len(found & true) / max(1, len(found) + len(true))
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Type, first word and word behind the last of each entity that `B-` and `I-` tags mark.
+
+    As CoNLL's own script reads them: an `I-` that follows no tag of its type starts an entity too.
+    """
+    found, kind, start = set(), "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, tagged = tag.partition("-")
+        if kind and (prefix != "I" or tagged != kind):
+            found.add((kind, start, place))
+            kind = ""
+        if prefix in ("B", "I") and tagged and not kind:
+            kind, start = tagged, place
+    return found
+
+
+def loss(_task: Task, answers: Answers, _labels: Answers) -> float:
+    """Cross-entropy at the masked places, in nats."""
+    return float(-np.concatenate(answers)[:, 1].mean())
+
+
+_METRICS = {
+    "accuracy": _on_decisions(accuracy_score),
+    "f1": _on_decisions(f1_score),
+    "macro_f1": _on_decisions(f1_score, average="macro"),
+    "micro_f1": _on_decisions(f1_score, average="micro"),
+    "matthews_correlation": _on_decisions(matthews_corrcoef),
+    "pearson": _on_decisions(pearsonr),
+    "spearman": _on_decisions(spearmanr),
+    "entity_f1": entity_f1,
+    "span_f1": span_f1,
+    "exact_match": exact_match,
+    "loss": loss,
+    "perplexity": lambda *given: np.exp(loss(*given)),
+}

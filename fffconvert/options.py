@@ -1,0 +1,125 @@
+"""Options that several commands share, each a decorator."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fffconvert.errors import UserError
+from fffconvert.recipe import LARGEST_SEED, DataSource
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+TASK_HELP = "GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli."
+
+
+def option_json(command: Command) -> Command:
+    """Adds `--json FILE`; a folder that is not there is an error before any work is done."""
+
+    def check(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
+        if file is not None and not file.parent.is_dir():
+            raise UserError(f"--json {file}: there is no folder {file.parent}")
+        return file
+
+    text = "Also write the result as JSON."
+    return click.option("--json", "json_file", type=FILE, metavar="FILE", callback=check, help=text)(command)
+
+
+def option_data_dir(command: Command) -> Command:
+    """Adds `--data-dir DIR`."""
+    text = "Read GLUE from DIR/TASK/SPLIT.parquet instead of from the Hub."
+    return click.option("--data-dir", type=FOLDER, metavar="DIR", help=text)(command)
+
+
+def option_log_with(command: Command) -> Command:
+    """Adds `--log-with TRACKER`."""
+    text = "Log training to a tracker that Accelerate knows, such as tensorboard or wandb."
+    return click.option("--log-with", metavar="TRACKER", help=text)(command)
+
+
+def option_seed(command: Command) -> Command:
+    """Adds `--seed N`."""
+    text = "Decides every random draw."
+    return click.option(
+        "--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help=text
+    )(command)
+
+
+def data_options(command: Command) -> Command:
+    """Adds `--data` and what belongs to it; the command gets one `DataSource` or none, as `data`."""
+
+    @functools.wraps(command)
+    def with_source(
+        *args: Any,
+        data: str | None,
+        text_column: tuple[str, ...],
+        label_column: str | None,
+        split: str | None,
+        subset: str | None,
+        **rest: Any,
+    ) -> Any:
+        if data is None and (text_column or label_column or split or subset):
+            raise UserError("--text-column, --label-column, --split and --subset go with --data")
+        source = DataSource(data, text_column, label_column, subset, split, split) if data else None
+        return command(*args, data=source, **rest)
+
+    options = (
+        click.option(
+            "--data",
+            metavar="FILE|FOLDER|ID",
+            help="Data of your own: a CSV, TSV, JSON, JSONL, Parquet or text file, a folder of them, or a dataset "
+            "on the Hub.",
+        ),
+        click.option(
+            "--text-column",
+            metavar="NAME",
+            multiple=True,
+            help="Its column of text; twice for pairs. Guessed from the usual names.",
+        ),
+        click.option("--label-column", metavar="NAME", help="Its column of labels; likewise."),
+        click.option("--split", metavar="NAME", help="The split of it to use."),
+        click.option("--subset", metavar="NAME", help="Which configuration of a Hub dataset."),
+    )
+    return decorated(with_source, options)
+
+
+def option_max_length(command: Command) -> Command:
+    """Adds `--max-length N`."""
+    text = "Cut texts at so many tokens."
+    return click.option("--max-length", type=click.IntRange(2), default=128, show_default=True, help=text)(
+        command
+    )
+
+
+def decorated(command: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:
+    """Adds options so that `--help` lists them in the order given."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def training_options(epochs: int, learning_rate: float) -> Callable[[Command], Command]:
+    """Adds what a training run can be told, with the defaults of a command."""
+
+    def add(command: Command) -> Command:
+        for option in (
+            click.option(
+                "--train-rows", type=click.IntRange(1), help="Train on so many rows, drawn at random."
+            ),
+            click.option(
+                "--batch-size", default=32, show_default=True, help="Rows per step, over all processes."
+            ),
+            click.option("--learning-rate", default=learning_rate, show_default=True, help="Its peak."),
+            click.option("--epochs", default=epochs, show_default=True, help="Passes over the rows."),
+        ):
+            command = option(command)
+        return command
+
+    return add
