@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,10 +15,11 @@ from fffconvert.calibration import MAX_LENGTH, Text, calibrate
 from fffconvert.dense import DenseFFN
 from fffconvert.display import track
 from fffconvert.errors import UserError
-from fffconvert.families import family_of, ffn_inputs_of, read_ffns
+from fffconvert.families import family_of, ffn_inputs_of, read_ffns, replace_projections
 from fffconvert.fff import FFF
 from fffconvert.fit import Init, fit_layer
-from fffconvert.modeling import config_class, config_with, is_converted, model_class
+from fffconvert.int8 import Int8Linear
+from fffconvert.modeling import config_class, config_with, converted_family, is_converted, model_class
 from fffconvert.tree import TreeShape
 
 DEFAULT_TREE = TreeShape(depth=7, leaf_width=12)
@@ -111,6 +113,32 @@ def build(model: PreTrainedModel, inputs: list[Tensor], tree: TreeShape, init: I
         raise UserError(f"{type(model).__name__} lacks weights that its class has: {keys.missing_keys}")
     student.to(model.device, model.dtype)  # type: ignore[arg-type]
     return Conversion(student.eval(), fits)
+
+
+def quantize(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a converted model for inference on a CPU, the attention's projections stored in int8.
+
+    Every `nn.Linear` inside the layers is one of these projections. Trees, embeddings, LayerNorm, pooler and
+    head stay as they are.
+
+    Args:
+        model: A converted model, trained if it is to be: int8 models cannot be.
+
+    Raises:
+        UserError: For a model that is not converted, is int8 already, or is not in float32 on the CPU.
+    """
+    if not is_converted(model.config):
+        raise UserError(f"{model.config.model_type}: this model is dense; expected a converted one")
+    if model.config.int8_projections:
+        raise UserError("this model's projections are int8 already")
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        raise UserError(
+            f"int8 is made from float32 on the CPU; this model is {model.dtype} on {model.device.type}"
+        )
+    quantized = deepcopy(model).eval()
+    quantized.config.int8_projections = True
+    replace_projections(quantized, converted_family(model.config), Int8Linear.from_linear)
+    return quantized
 
 
 def refuse_converted(model: PreTrainedModel) -> None:

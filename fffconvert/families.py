@@ -135,3 +135,13 @@ def replace_ffns(model: PreTrainedModel, family: Family, make: Callable[[], nn.M
         for path in family.bypassed:
             layer.set_submodule(path, nn.Identity())
         layer.set_submodule(family.place, make())
+
+
+def replace_projections(
+    model: PreTrainedModel, family: Family, make: Callable[[nn.Linear], nn.Module]
+) -> None:
+    """Puts what `make` returns in the place of each `nn.Linear` that a converted model's layers still hold."""
+    for layer in layers_of(model, family):
+        for path, module in list(layer.named_modules()):
+            if type(module) is nn.Linear:
+                layer.set_submodule(path, make(module))

@@ -77,7 +77,8 @@ class FFF(nn.Module):
     @property
     def weights(self) -> FFFWeights:
         """The layer's tensors as the kernels take them."""
-        return FFFWeights(*(getattr(self, name) for name in FFFWeights._fields))
+        held = {**self._parameters, **self._buffers}  # ten attributes of a module take 10 µs
+        return FFFWeights(*[held[name] for name in FFFWeights._fields])  # type: ignore[arg-type]
 
     @torch.no_grad()
     def load_weights(self, weights: FFFWeights) -> None:

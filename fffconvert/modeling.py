@@ -20,8 +20,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES, Family, family_of, replace_ffns
+from fffconvert.families import FAMILIES, Family, family_of, replace_ffns, replace_projections
 from fffconvert.fff import FFF
+from fffconvert.int8 import Int8Linear
 from fffconvert.remote import flat_source
 from fffconvert.tree import TreeShape
 
@@ -69,28 +70,30 @@ class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: i
 
 @cache
 def config_class(family: Family) -> type[PreTrainedConfig]:
-    """The configuration class of a converted family: the dense one and the field `fff`."""
+    """The configuration class of a converted family: the dense one, `fff` and `int8_projections`."""
     dense = getattr(transformers, family.config_class)
     name = f"FFF{family.config_class}"
     fields = {
         "__module__": __name__,
-        "__doc__": f"`{family.config_class}` and `fff`, the shape of the trees (see `fffconvert.TreeShape`).",
-        "__annotations__": {"fff": dict[str, Any] | None},
+        "__doc__": f"`{family.config_class}`, with `fff`, the shape of the trees (see `fffconvert.TreeShape`), and "
+        "`int8_projections`, whether the attention's projections are stored in int8.",
+        "__annotations__": {"fff": dict[str, Any] | None, "int8_projections": bool},
         "model_type": PREFIX + family.model_type,
         "fff": None,
+        "int8_projections": False,
     }
     return cast(type[PreTrainedConfig], type(name, (_FFFConfigMixin, dense), fields))
 
 
 def config_with(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
     """The values of one configuration in another class, some of them changed."""
-    own = ("model_type", "fff", "auto_map")
+    own = ("model_type", "fff", "int8_projections", "auto_map")
     values = {key: value for key, value in config.to_dict().items() if key not in own}
     return cls(**values, **changes)
 
 
 class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[misc]
-    """What a converted class adds to the dense one: FFF layers in place of the FFNs."""
+    """What a converted class changes in the dense one: FFF layers for FFNs, and int8 where that is asked."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -98,11 +101,15 @@ class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[m
 
 
 def install(model: PreTrainedModel, family: Family) -> None:
-    """Replaces the FFNs of `model` by FFF layers of the shape that its configuration names."""
+    """Replaces the FFNs of `model`, and in an int8 model the projections, by what its configuration names."""
     config = model.config
     shape = shape_of(config)
     d_model, activation = getattr(config, family.d_model), getattr(config, family.activation)
     replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
+    if config.int8_projections:
+        replace_projections(
+            model, family, lambda linear: Int8Linear(linear.in_features, linear.out_features)
+        )
 
 
 @cache
