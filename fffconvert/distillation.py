@@ -124,6 +124,8 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     ours, theirs = (type(model).__name__.partition("For")[2] for model in (student, teacher))
     if ours not in ("", theirs):  # a student without a head is taught hidden states alone
         raise UserError(f"the student is made For{ours} and the teacher is not; expected the same head")
+    if getattr(student.config, "int8_projections", False):
+        raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
 
 
 def distillation_loss(

@@ -32,7 +32,9 @@ def pack(weight: Tensor, scale: Tensor, bias: Tensor) -> Any:
         if torch.backends.quantized.engine == "none":
             raise UserError("this build of PyTorch has no int8 arithmetic; use the model without --int8")
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)  # for later versions
+            warnings.filterwarnings(
+                "ignore", message=".*deprecated", category=UserWarning
+            )  # for later versions
             zeros = torch.zeros(len(scale), dtype=torch.long)
             quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
             _packed[weight] = torch.ops.quantized.linear_prepack(quantized, bias)

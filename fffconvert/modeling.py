@@ -107,9 +107,7 @@ def install(model: PreTrainedModel, family: Family) -> None:
     d_model, activation = getattr(config, family.d_model), getattr(config, family.activation)
     replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
     if config.int8_projections:
-        replace_projections(
-            model, family, lambda linear: Int8Linear(linear.in_features, linear.out_features)
-        )
+        replace_projections(model, family, lambda linear: Int8Linear(linear.in_features, linear.out_features))
 
 
 @cache

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from fffconvert import TreeShape, modeling, remote
+from fffconvert.conversion import quantize
 from fffconvert.families import FAMILIES, Family
 from fffconvert.kernels import reference
 
@@ -88,6 +89,10 @@ def test_every_head_of_every_family_loads_without_fffconvert_and_gives_the_same_
             models[folder].save_pretrained(folder)
             folders.append((folder, auto_class.__name__))
     assert len(folders) >= 6 * len(FAMILIES)
+    int8 = str(tmp_path / "int8")
+    models[int8] = quantize(tiny(FAMILIES["bert"], transformers.BertForSequenceClassification))
+    models[int8].save_pretrained(int8)
+    folders.append((int8, "AutoModelForSequenceClassification"))
     found = in_clean_environment(folders, tmp_path)
     for folder, auto_class in folders:
         with torch.no_grad():

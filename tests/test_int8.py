@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from fffconvert.conversion import convert, quantize
+from fffconvert.distillation import distill
+from fffconvert.errors import UserError
+from fffconvert.families import FAMILIES
+from fffconvert.int8 import LARGEST, Int8Linear, int8_linear
+from fffconvert.modeling import config_class, config_with, model_class
+from fffconvert.tree import TreeShape
+
+TREE = TreeShape(depth=2, leaf_width=3)
+IDS = torch.tensor([[2, 7, 9, 11, 3], [2, 20, 6, 3, 0]])
+
+
+@pytest.fixture
+def student(classifier, tokenizer, texts):
+    return convert(classifier, tokenizer, texts, TREE, calibration_tokens=500).model
+
+
+def bound(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """The most that rounding can move each output: half a step of each input and each weight."""
+    low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+    step_x = (high - low) / 255
+    step_w = linear.weight.abs().amax(1) / LARGEST  # (n_out,)
+    # the step of the inputs is moved so that 0 has a number of its own: an input can be out by a whole step
+    from_inputs = step_x * linear.weight.abs().sum(1)
+    from_weights = step_w / 2 * (x.abs().sum(-1, keepdim=True) + step_x * linear.in_features)
+    return from_inputs + from_weights + 1e-4 * (1 + linear(x).abs())
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n=st.integers(1, 9),
+    n_in=st.integers(1, 70),
+    n_out=st.integers(1, 40),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_an_output_is_as_close_as_rounding_allows(n, n_in, n_out, bias, seed):
+    torch.manual_seed(seed)
+    linear, x = nn.Linear(n_in, n_out, bias=bias), torch.randn(n, n_in) * 3
+    with torch.no_grad():
+        error = (Int8Linear.from_linear(linear).eval()(x) - linear(x)).abs()
+        assert (error <= bound(linear, x)).all()
+
+
+def test_the_largest_sums_do_not_saturate():
+    """Pairs of products are added in 16 bits where there is no VNNI: the reason for 7-bit weights."""
+    linear = nn.Linear(64, 4, bias=False)
+    with torch.no_grad():
+        linear.weight.fill_(1.0)
+        y = Int8Linear.from_linear(linear).eval()(torch.full((2, 64), 5.0))
+    torch.testing.assert_close(y, torch.full((2, 4), 320.0))
+
+
+def test_a_row_of_zeros_is_no_division_by_zero():
+    linear = nn.Linear(8, 2)
+    with torch.no_grad():
+        linear.weight[0] = 0
+        y = Int8Linear.from_linear(linear).eval()(torch.randn(3, 8))
+    assert torch.equal(y[:, 0], linear.bias[0].expand(3))
+
+
+def test_new_weights_replace_those_that_were_packed():
+    first, second = (Int8Linear.from_linear(nn.Linear(8, 4)).eval() for _ in range(2))
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        assert not torch.equal(first(x), second(x))
+        first.load_state_dict(second.state_dict())
+        assert torch.equal(first(x), second(x))
+        assert torch.equal(deepcopy(second)(x), second(x))
+
+
+def test_the_operator_is_one_that_pytorch_can_trace():
+    layer = Int8Linear.from_linear(nn.Linear(8, 4))
+    tensors = (torch.randn(2, 3, 8), layer.weight, layer.scale, layer.bias)
+    torch.library.opcheck(int8_linear, tensors, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_only_the_projections_are_quantized(student):
+    quantized = quantize(student)
+    kinds = {name for name, module in quantized.named_modules() if isinstance(module, Int8Linear)}
+    attention = (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+    )
+    assert kinds == {f"bert.encoder.layer.{layer}.{name}" for layer in range(2) for name in attention}
+    before, after = student.state_dict(), quantized.state_dict()
+    for name in before.keys() & after.keys():
+        assert torch.equal(before[name], after[name]) or after[name].dtype == torch.int8
+    assert not any(isinstance(module, Int8Linear) for module in student.modules())
+    assert not student.config.int8_projections
+
+
+def test_a_quantized_model_stays_close_to_the_float32_one(student):
+    with torch.no_grad():
+        exact, rounded = (m(input_ids=IDS, output_hidden_states=True) for m in (student, quantize(student)))
+    for ours, theirs in zip(rounded.hidden_states[1:], exact.hidden_states[1:], strict=True):
+        # 7-bit weights round by 1/126 of the largest, which is some 3 times the typical: 2% of a product
+        assert (ours - theirs).norm() / theirs.norm() < 0.1
+
+
+def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(student, folder_of):
+    quantized = quantize(student)
+    folder = folder_of(quantized, "int8")
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert loaded.config.int8_projections
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=IDS).logits, quantized(input_ids=IDS).logits)
+        again = AutoModelForMaskedLM.from_pretrained(folder)  # another head on the same encoder
+        assert again(input_ids=IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
+def test_every_family_saves_and_loads(family, tmp_path):
+    torch.manual_seed(0)
+    dense = getattr(transformers, family.config_class)
+    sizes = {family.d_model: 16, family.n_neurons: 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = dense(vocab_size=64, max_position_embeddings=32, **sizes)
+    cls = model_class(transformers.AutoModelForTokenClassification._model_mapping[dense])
+    quantized = quantize(cls(config_with(config, config_class(family), fff=TREE.to_dict())))
+    quantized.save_pretrained(tmp_path / "int8")
+    loaded = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "int8")
+    assert sum(isinstance(module, Int8Linear) for module in loaded.modules()) == 4
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=IDS).logits, quantized(input_ids=IDS).logits)
+
+
+def test_torch_compile_traces_through_without_a_break(student):
+    quantized = quantize(student)
+    with torch.no_grad():
+        expected = quantized(input_ids=IDS).logits
+        compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(input_ids=IDS).logits, expected)
+
+
+def test_training_is_refused(student, classifier, tokenizer):
+    quantized = quantize(student)
+    with pytest.raises(UserError, match="cannot be trained"):
+        quantized.train()(input_ids=IDS)
+    loss = quantized.eval()(input_ids=IDS, labels=torch.tensor([0, 1])).loss
+    with pytest.raises(RuntimeError, match="int8_linear"):
+        loss.backward()
+    with pytest.raises(UserError, match="int8"):
+        distill(quantized, classifier, tokenizer, None)
+
+
+def test_other_dtypes_are_refused(student):
+    with pytest.raises(UserError, match="float32 on a CPU"), torch.no_grad():
+        quantize(student).half()(input_ids=IDS)
+    with pytest.raises(UserError, match="made from float32"):
+        quantize(student.to(torch.bfloat16))
+
+
+def test_what_cannot_be_quantized_is_refused(student, classifier):
+    with pytest.raises(UserError, match="dense"):
+        quantize(classifier)
+    with pytest.raises(UserError, match="already"):
+        quantize(quantize(student))
+    with torch.no_grad():
+        student.bert.encoder.layer[0].attention.self.query.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="finite"):
+        quantize(student)
