@@ -8,7 +8,7 @@ MINILM = $(shell $(BIN)/python -c "from importlib.util import find_spec as f; pr
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev,plot]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev,onnx,plot]"
 	touch $@
 
 demo: .venv/installed ## Convert, distil and measure a real sentence encoder, offline

@@ -1,153 +1,156 @@
-"""One layer: dense, the PyTorch reference and the kernel, in turn within one run.
+"""One layer of the shapes that the kernel has goals for: dense, compiled, the reference and the kernel.
 
-    python benchmarks/layer.py [--threads N] [--seconds S] [--case NAME]
+    python -m benchmarks.layer [--case NAME] [--threads N] [--seconds S] [--json FILE]
 
-Prints medians in microseconds, and how many times faster than the dense layer. The three are measured in
-turn, round after round, so that whatever else the machine does falls on all of them alike. `GEMM` is the
-share of the rate at which the same run's largest matrix product multiplies: routers, leaf and trunk counted.
+`fffconvert benchmark` times the layer of a model of yours; here the shapes are fixed and the weights random.
+Medians in microseconds, taken in turn. `of GEMM` is the share of the rate at which a large matrix product
+multiplies in the same run, counting routers, leaf and trunk.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fffconvert.kernels import FFFWeights, cpu, reference, status
+from fffconvert import display
+from fffconvert.cli import show_timings
+from fffconvert.fff import FFF
+from fffconvert.kernels import reference, status
+from fffconvert.latency import Run, Timing, machine_name, runs_of_layer, time_row
 from fffconvert.tree import TreeShape
 
+
+@dataclass(frozen=True)
+class Case:
+    """A dense layer, the tree that stands for it, and what to time them on."""
+
+    d_model: int
+    n_neurons: int
+    shape: TreeShape
+    tokens: tuple[int, ...] = (1, 16, 128, 1024, 4096)
+    trained_on: tuple[int, ...] = (640, 4096)
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def bytes_needed(self) -> int:
+        """The weights of both, and as much again as the largest of them takes while it is drawn."""
+        dense = 2 * self.n_neurons * self.d_model
+        return self.dtype.itemsize * (2 * dense + self.shape.n_parameters(self.d_model))
+
+
 CASES = {
-    "minilm": (384, 1536, TreeShape(depth=7, leaf_width=12)),
-    "bert": (768, 3072, TreeShape(depth=7, leaf_width=12)),
-    "paper": (768, 4095, TreeShape(depth=11, leaf_width=1, emitting=True)),
+    "minilm": Case(384, 1536, TreeShape(depth=7, leaf_width=12)),
+    "bert": Case(768, 3072, TreeShape(depth=7, leaf_width=12)),
+    "paper": Case(768, 4095, TreeShape(depth=11, leaf_width=1, emitting=True)),
+    "gpt3": Case(
+        12_288,
+        49_152,
+        TreeShape(depth=15, leaf_width=1, emitting=True),
+        tokens=(1,),
+        trained_on=(),
+        dtype=torch.bfloat16,
+    ),
 }
-Timed = dict[str, Callable[[], object]]
 
 
-def random_weights(d_model: int, shape: TreeShape) -> FFFWeights:
-    """Weights of `shape`, scaled so that pre-activations are of order 1."""
-    trees, leaves, nodes, width = shape.trees, shape.n_leaves, shape.n_nodes, shape.leaf_width
-    scale = d_model**-0.5
-    return FFFWeights(
-        router_weight=torch.randn(trees, nodes, d_model) * scale,
-        router_bias=torch.zeros(trees, nodes),
-        node_out_weight=torch.randn(trees, nodes if shape.emitting else 0, d_model) * scale,
-        leaf_in_weight=torch.randn(trees, leaves, width, d_model) * scale,
-        leaf_in_bias=torch.zeros(trees, leaves, width),
-        leaf_out_weight=torch.randn(trees, leaves, width, d_model) * scale,
-        leaf_out_bias=torch.zeros(trees, leaves, d_model),
-        trunk_in_weight=torch.randn(shape.trunk, d_model) * scale,
-        trunk_in_bias=torch.zeros(shape.trunk),
-        trunk_out_weight=torch.randn(shape.trunk, d_model) * scale,
-    )
+def build(case: Case) -> tuple[nn.Sequential, FFF]:
+    """The dense layer and the tree, with random weights, in the case's dtype from the start."""
+    torch.set_default_dtype(case.dtype)
+    try:
+        up, down = nn.Linear(case.d_model, case.n_neurons), nn.Linear(case.n_neurons, case.d_model)
+        return nn.Sequential(up, nn.GELU(), down), FFF(case.shape, case.d_model, "gelu")
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
-def medians(timed: Timed, seconds: float) -> dict[str, float]:
-    """The median time of each, in microseconds: called in turn for `seconds`, at least 5 rounds."""
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    repeats = {}
-    for name, call in timed.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, min(50, int(5e-4 / (time.perf_counter() - start))))
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[name]) < 5:
-        for name, call in timed.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - start) / repeats[name] * 1e6)
-    return {name: median(values) for name, values in times.items()}
-
-
-def calls(x: Tensor, d_model: int, n_neurons: int, weights: FFFWeights) -> Timed:
-    """Dense, reference and kernel, forward only."""
-    up, down = torch.nn.Linear(d_model, n_neurons), torch.nn.Linear(n_neurons, d_model)
-    up.requires_grad_(False), down.requires_grad_(False)
-    return {
-        "dense": lambda: down(F.gelu(up(x))),
-        "reference": lambda: reference.fff_forward(x, weights, "gelu"),
-        "kernel": lambda: cpu.fff_forward(x, weights, "gelu"),
-    }
-
-
-def training_calls(x: Tensor, d_model: int, n_neurons: int, weights: FFFWeights) -> Timed:
-    """The same forward and backward, and the kernel's forward alone, which is the yardstick."""
-    up, down = torch.nn.Linear(d_model, n_neurons), torch.nn.Linear(n_neurons, d_model)
+def training_runs(dense: nn.Module, fff: FFF, x: Tensor) -> dict[str, Run]:
+    """Forward and backward of each on `x` `(n_tokens, d_model)`, and the kernel's forward alone, the yardstick."""
     grad = torch.randn_like(x)
-    x = x.clone().requires_grad_()
-    leaves = FFFWeights(*(w.clone().requires_grad_() for w in weights))
-    dense = [x, *up.parameters(), *down.parameters()]
+    tracked = x.clone().requires_grad_()
 
-    def backward(y: Tensor, inputs: list[Tensor]) -> object:
-        return torch.autograd.grad(y, inputs, grad, allow_unused=True)
+    def backward(y: Tensor, module: nn.Module) -> object:
+        return torch.autograd.grad(y, [tracked, *module.parameters()], grad, allow_unused=True)
+
+    def forward() -> object:
+        with torch.inference_mode():
+            return fff(x)
 
     return {
-        "dense": lambda: backward(down(F.gelu(up(x))), dense),
-        "reference": lambda: backward(reference.fff_forward(x, leaves, "gelu"), [x, *leaves]),
-        "kernel": lambda: backward(cpu.fff_forward(x, leaves, "gelu"), [x, *leaves]),
-        "forward": lambda: cpu.fff_forward(x.detach(), weights, "gelu"),
+        "dense": lambda: backward(dense(tracked), dense),
+        "converted": lambda: backward(fff(tracked), fff),
+        "reference": lambda: backward(reference.fff_forward(tracked, fff.weights, "gelu"), fff),
+        "converted, forward alone": forward,
     }
 
 
-def multiplications(shape: TreeShape, d_model: int) -> float:
-    """What one token costs."""
-    return 2 * d_model * shape.active_neurons
-
-
-def gemm_rate() -> float:
-    """Multiplications per microsecond of a large matrix product."""
+def gemm_rate(seconds: float) -> float:
+    """Multiplications per millisecond of a large float32 matrix product."""
     a = torch.randn(2048, 2048)
-    return 2048**3 / medians({"gemm": lambda: a @ a}, 1.0)["gemm"]
+    return 2048**3 / time_row("GEMM", "2048", 1, {"GEMM": lambda: a @ a}, seconds).medians["GEMM"]
 
 
-def measure(name: str, seconds: float, rate: float) -> None:
-    """Prints the tables of one case; `rate` is that of `gemm_rate`."""
-    d_model, n_neurons, shape = CASES[name]
-    weights = random_weights(d_model, shape)
-    print(f"\n{name}: d_model {d_model}, dense {n_neurons}, {shape}")
-    print(f"{'tokens':>8}{'dense µs':>11}{'reference µs':>14}{'kernel µs':>11}{'x dense':>9}{'GEMM':>7}")
-    for n_tokens in (1, 16, 128, 1024, 4096):
-        x = torch.randn(n_tokens, d_model)
+def measure(name: str, seconds: float, rate: float) -> list[Timing]:
+    """Times one case and prints its tables; `rate` is that of `gemm_rate`."""
+    case, threads = CASES[name], torch.get_num_threads()
+    available = psutil.virtual_memory().available
+    if case.bytes_needed > available:
+        display.say(
+            f"{name} was not timed: it needs {case.bytes_needed / 2**30:.1f} GiB of memory and "
+            f"{available / 2**30:.1f} GiB are free"
+        )
+        return []
+    dense, fff = build(case)
+    title = f"{name}: d_model {case.d_model}, dense {case.n_neurons}, {case.shape}, {case.dtype}"
+    rows = []
+    for n_tokens in case.tokens:
+        x = torch.randn(n_tokens, case.d_model).to(case.dtype)
         with torch.inference_mode():
-            t = medians(calls(x, d_model, n_neurons, weights), seconds)
-        share = n_tokens * multiplications(shape, d_model) / t["kernel"] / rate
-        print(
-            f"{n_tokens:8}{t['dense']:11.1f}{t['reference']:14.1f}{t['kernel']:11.1f}"
-            f"{t['dense'] / t['kernel']:9.1f}{share:7.0%}"
-        )
-    print("forward and backward; `forward` is the inference kernel's forward of the same tokens")
-    for n_tokens in (640, 4096):
-        t = medians(training_calls(torch.randn(n_tokens, d_model), d_model, n_neurons, weights), seconds)
-        print(
-            f"{n_tokens:8}{t['dense']:11.1f}{t['reference']:14.1f}{t['kernel']:11.1f}"
-            f"{t['dense'] / t['kernel']:9.1f}  = {t['kernel'] / t['forward']:.1f} x forward"
-        )
+            runs = runs_of_layer(dense, fff, x, others=True)
+            rows.append(time_row("layer", str(n_tokens), threads, runs, seconds))
+    show_timings(f"{title}, threads: {threads}", to_dicts(rows), 1000)
+    cost = 2 * case.d_model * case.shape.active_neurons  # multiplications per token
+    shares = [f"{int(row.size) * cost / row.medians['converted'] / rate:.0%}" for row in rows]
+    display.say(
+        f"of GEMM: {', '.join(f'{row.size} tokens {s}' for row, s in zip(rows, shares, strict=True))}"
+    )
+    trained = []
+    for n_tokens in case.trained_on:
+        runs = training_runs(dense, fff, torch.randn(n_tokens, case.d_model))
+        trained.append(time_row("layer, forward and backward", str(n_tokens), threads, runs, seconds))
+    if trained:
+        show_timings(f"{name}, forward and backward, threads: {threads}", to_dicts(trained), 1000)
+    return rows + trained
+
+
+def to_dicts(rows: list[Timing]) -> list[dict[str, Any]]:
+    return [vars(row) for row in rows]
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=2.0, help="per line of the table")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per size")
     parser.add_argument("--case", choices=CASES, action="append", help="default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the timings as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     if not status()["cpu"].available:
         raise SystemExit(status()["cpu"].reason)
-    rate = gemm_rate()
-    print(
-        f"torch {torch.__version__}, {arguments.threads} threads, matrix product {rate / 1e3:.0f} G mul-adds/s"
-    )
-    for name in arguments.case or CASES:
-        measure(name, arguments.seconds, rate)
+    rate = gemm_rate(arguments.seconds)
+    display.say(f"{machine_name()}, matrix product {rate / 1e6:.0f} G multiplications/s")
+    cases = {name: to_dicts(measure(name, arguments.seconds, rate)) for name in arguments.case or CASES}
+    if arguments.json:
+        report = {"machine": machine_name(), "gemm_per_second": 1000 * rate, "cases": cases}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws the README's picture from a report: quality against active neurons, and latency beside the limit.
+"""Draws the README's picture: quality against active neurons where the report has it, and latency beside the limit.
 
 python benchmarks/picture.py benchmarks/results/minilm-sst2.json benchmarks/results/minilm-sst2.svg
 """
@@ -13,7 +13,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-COLOURS = {"dense": "#9aa5b1", "converted": "#1f7a5a", "removed": "#d08c2f"}
+COLOURS = {
+    "dense": "#9aa5b1",
+    "dense compiled": "#c3cad1",
+    "ONNX Runtime": "#8fa8c8",
+    "ONNX Runtime int8": "#5b7fae",
+    "converted": "#1f7a5a",
+    "converted compiled": "#4fa07f",
+    "converted int8": "#0d4d37",
+}
+LIMIT = "FFNs removed"
 
 
 def draw_quality(axes: Axes, report: dict[str, Any]) -> None:
@@ -39,28 +48,39 @@ _BELOW = {"xytext": (0, -16), "textcoords": "offset points", "ha": "center", "fo
 
 
 def draw_latency(axes: Axes, latency: dict[str, Any]) -> None:
-    """Whole models with all threads, relative to the dense one; the limit is the model without FFNs."""
+    """Whole models with all threads, relative to the dense one; a line at the limit, the model without FFNs."""
     threads = max(row["threads"] for row in latency["rows"])
-    rows = [row for row in latency["rows"] if row["removed"] is not None and row["threads"] == threads]
-    for offset, key in enumerate(("dense", "converted", "removed")):
-        places = [number + 0.27 * (offset - 1) for number in range(len(rows))]
-        label = "FFNs removed (the limit)" if key == "removed" else key
-        heights = [row[key] / row["dense"] for row in rows]
-        bars = axes.bar(places, heights, 0.25, color=COLOURS[key], label=label)
-        axes.bar_label(bars, [f"{row[key]:.1f} ms" for row in rows], fontsize=7, padding=2)
-    axes.set_xticks(range(len(rows)), [row["what"].removeprefix("model, ") for row in rows])
-    axes.set_ylim(0, 1.3)
-    axes.set_ylabel("latency, relative to dense")
+    rows = [row for row in latency["rows"] if row["what"] == "model" and row["threads"] == threads]
+    names = [name for name in COLOURS if name in rows[0]["medians"]]
+    width = 0.8 / len(names)
+    for place, row in enumerate(rows):
+        medians = row["medians"]
+        for number, name in enumerate(names):
+            x, height = place - 0.4 + width * (number + 0.5), medians[name] / medians["dense"]
+            label = name if place == 0 else None
+            bar = axes.bar(x, height, 0.92 * width, color=COLOURS[name], label=label)
+            axes.bar_label(bar, [f"{medians[name]:.3g} ms"], fontsize=7, padding=2, rotation=90)
+        limit = medians[LIMIT] / medians["dense"]
+        label = f"{LIMIT} (the limit)" if place == 0 else None
+        axes.plot([place - 0.44, place + 0.44], [limit] * 2, "--", color="#d08c2f", label=label)
+    busy = "" if all(row["steady"] for row in rows) else " (the machine was busy)"
+    axes.set_xticks(range(len(rows)), [f"{row['size']} tokens" for row in rows])
+    axes.set_ylim(0, 1.6)
+    axes.set_ylabel(f"latency, relative to dense{busy}")
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=3)
 
 
 def main(report: str, output: str) -> None:
-    """Reads a `report.json` and writes the picture."""
+    """Reads a `report.json`, or what `fffconvert benchmark --json` wrote, and draws what it holds."""
     values = json.loads(Path(report).read_text(encoding="utf-8"))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    draw_quality(left, values)
-    draw_latency(right, values["latency"])
-    for axes in (left, right):
+    latency = values.get("latency", values)
+    if "table" in values:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+        draw_quality(left, values)
+    else:
+        figure, right = plt.subplots(figsize=(9, 4), layout="constrained")
+    draw_latency(right, latency)
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output)
 

@@ -18,7 +18,7 @@ from fffconvert.conversion import build
 from fffconvert.display import table
 from fffconvert.distillation import distillation_loss
 from fffconvert.families import family_of, ffn_inputs_of
-from fffconvert.latency import make_timing, random_ids, time_in_turn
+from fffconvert.latency import random_ids, time_row
 from fffconvert.tree import TreeShape
 
 SIZES = ((32, 16), (32, 64), (16, 128))  # batch, length
@@ -56,14 +56,15 @@ def main(name: str) -> None:
     rows = []
     for batch, length in SIZES:
         ids = random_ids(dense.config, batch, length)
-        runs = (
-            lambda ids=ids: step(dense, ids, optimizers[0]),
-            lambda ids=ids: step(student, ids, optimizers[1]),
-            lambda ids=ids: distillation_step(student, dense, ids, optimizers[1]),
-        )
-        times = make_timing(f"{batch} x {length} tokens", torch.get_num_threads(), time_in_turn(runs, 8.0))
-        ratios = (times.converted / times.dense, (times.removed or 0.0) / times.dense)
-        rows.append((times.what, times.dense, times.converted, times.removed, *ratios, times.spread))
+        runs = {
+            "dense": lambda ids=ids: step(dense, ids, optimizers[0]),
+            "student": lambda ids=ids: step(student, ids, optimizers[1]),
+            "distillation": lambda ids=ids: distillation_step(student, dense, ids, optimizers[1]),
+        }
+        timing = time_row("step", f"{batch} x {length}", torch.get_num_threads(), runs, 8.0)
+        took = timing.medians
+        ratios = (took["student"] / took["dense"], took["distillation"] / took["dense"])
+        rows.append((timing.size, *took.values(), *ratios, max(timing.spreads.values())))
     columns = [
         "batch",
         "dense step",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fffconvert.conversion import Conversion as Conversion
     from fffconvert.conversion import LayerFit as LayerFit
     from fffconvert.conversion import convert as convert
+    from fffconvert.conversion import quantize as quantize
     from fffconvert.data import Data as Data
     from fffconvert.data import read_data as read_data
     from fffconvert.data import read_validations as read_validations
@@ -55,7 +56,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "calibration": ("calibrate",),
     "checkpoint": ("Loaded", "load", "save"),
-    "conversion": ("Conversion", "LayerFit", "convert"),
+    "conversion": ("Conversion", "LayerFit", "convert", "quantize"),
     "data": ("Data", "read_data", "read_validations"),
     "distillation": ("distill", "finetune"),
     "errors": ("UserError",),

@@ -24,6 +24,7 @@ from fffconvert.options import (
     option_log_with,
     option_max_length,
     option_seed,
+    option_size,
     training_options,
 )
 from fffconvert.recipe import DataSource
@@ -173,6 +174,7 @@ def run(
     help="Tokens of it to use.",
 )
 @option_seed
+@click.option("--int8", is_flag=True, help="Store the attention's projections in int8; not for training.")
 @option_json
 def convert(
     model: str,
@@ -190,6 +192,7 @@ def convert(
     max_length: int,
     calibration_tokens: int,
     seed: int,
+    int8: bool,
     json_file: Path | None,
 ) -> None:
     """Replace every FFN of MODEL by a tree grown from its weights: closed form, no training.
@@ -218,11 +221,63 @@ def convert(
             seed,
             max_length,
         )
-        report = {"layers": [layer.to_dict() for layer in made.layers]}
-        checkpoint.save(replace(loaded, model=made.model), output, report=report)
+        report: dict[str, Any] = {"layers": [layer.to_dict() for layer in made.layers]}
+        converted = replace(loaded, model=made.model)
+        if int8:
+            converted, report["int8"] = quantized(converted)
+        checkpoint.save(converted, output, report=report)
     show_layers(report["layers"])
+    if int8:
+        show_int8(report["int8"])
     display.say(f"The converted model is in {output}")
     write_json(json_file, report)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("output", type=FOLDER)
+@option_json
+def quantize(model: str, output: Path, json_file: Path | None) -> None:
+    """Store the attention's projections of a converted MODEL in int8, for inference on a CPU.
+
+    The last step: an int8 model cannot be trained. What it loses on a task is what evaluate says of it with
+    MODEL for a teacher.
+
+    \b
+    fffconvert quantize distilled distilled-int8
+    fffconvert evaluate distilled-int8 --task sst2 --teacher distilled
+    """
+    with quiet_libraries():
+        from fffconvert import checkpoint
+
+        checkpoint.refuse_existing(output)
+        made, gain = quantized(checkpoint.load(model))
+        checkpoint.save(made, output, report={**checkpoint.read_report(model), "int8": gain})
+    show_int8(gain)
+    display.say(f"The int8 model is in {output}")
+    write_json(json_file, gain)
+
+
+def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
+    """A converted model in int8, and what that loses and gains."""
+    from fffconvert import conversion, latency
+    from fffconvert.text import standard_library_sentences
+
+    made = replace(loaded, model=conversion.quantize(loaded.model))
+    error = conversion.rounding_error(
+        loaded.model, made.model, loaded.tokenizer, standard_library_sentences()
+    )
+    measured = latency.benchmark(loaded.model, sizes=((1, 128), (8, 128)), layer_tokens=(), others=False)
+    return made, {"error": error, "latency": measured.to_dict()}
+
+
+def show_int8(gain: dict[str, Any]) -> None:
+    """What int8 loses beside what it gains."""
+    show_latency(gain["latency"])
+    display.say(
+        f"int8 moves the last hidden states by {percent(gain['error'])} of their size "
+        "(Python's documentation, 64 sentences)"
+    )
 
 
 def calibration_texts(
@@ -433,20 +488,36 @@ def evaluate(
 @click.option(
     "--against", metavar="DENSE", help="The dense original; an untrained one of its size serves too."
 )
+@option_size
+@click.option("--full", is_flag=True, help="Time the whole grid of sizes, which takes half an hour or more.")
 @option_json
-def benchmark(model: str, against: str | None, json_file: Path | None) -> None:
+def benchmark(
+    model: str,
+    against: str | None,
+    sizes: tuple[tuple[int, int], ...],
+    full: bool,
+    json_file: Path | None,
+) -> None:
     """Measure latency: a layer and the whole MODEL, beside the dense original and FFNs removed.
 
-    What is compared is timed in turn in one run. Close other programs first.
+    Also beside both under torch.compile, beside int8, and beside the dense model in ONNX Runtime where that is
+    installed (pip install 'fffconvert[onnx]'). All is timed in turn in one run, with one thread and with all
+    of them. Close other programs first: where the spread is wide, the table says so.
 
     \b
     fffconvert benchmark distilled --json latency.json
+    fffconvert benchmark distilled --size 1x128 --size 8x128
     """
+    if sizes and full:
+        raise UserError("--size and --full are both given; expected one of them")
     with quiet_libraries():
         from fffconvert import checkpoint, latency
 
         dense = checkpoint.load(against).model if against else None
-        measured = latency.benchmark(checkpoint.load(model).model, dense).to_dict()
+        grid: dict[str, Any] = {"sizes": sizes, "layer_tokens": ()} if sizes else {}
+        if full:
+            grid = {"sizes": latency.FULL_MODEL_SIZES, "layer_tokens": latency.FULL_LAYER_TOKENS}
+        measured = latency.benchmark(checkpoint.load(model).model, dense, **grid).to_dict()
     show_latency(measured)
     write_json(json_file, measured)
 
@@ -566,27 +637,33 @@ def show_comparison(report: dict[str, Any]) -> None:
 
 def show_latency(latency: dict[str, Any]) -> None:
     """Medians side by side, and which of them not to trust."""
-    display.table(
-        f"Latency in milliseconds, {latency['machine']}",
-        ["what", "threads", "dense", "converted", "FFNs removed", "speed-up", "of the limit", "spread"],
-        [
-            (
-                row["what"],
-                row["threads"],
-                row["dense"],
-                row["converted"],
-                row["removed"],
-                f"{row['dense'] / row['converted']:.2f}x",
-                row["removed"] and percent(row["removed"] / row["converted"]),
-                percent(row["spread"]),
-            )
-            for row in latency["rows"]
-        ],
-    )
+    display.say(latency["machine"])
+    for what, unit, scale in (("layer", "microseconds", 1000), ("model", "milliseconds", 1)):
+        rows = [row for row in latency["rows"] if row["what"] == what]
+        for threads in sorted({row["threads"] for row in rows}):
+            title = f"One {what} in {unit}, threads: {threads}"
+            show_timings(title, [row for row in rows if row["threads"] == threads], scale)
+    for name, reason in latency["absent"].items():
+        display.say(f"{name} was not timed: {reason}")
     if not all(row["steady"] for row in latency["rows"]):
         display.say(
-            "[yellow]The machine was busy: rows with a wide spread mean little. Measure again.[/yellow]"
+            "[yellow]The machine was busy: what is marked ± spread means little. Measure again.[/yellow]"
         )
+
+
+def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
+    """One line for each that was timed, one column for each size; beside it how many times faster than dense."""
+    from fffconvert.latency import WIDE_SPREAD
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        median, spread = row["medians"][name], row["spreads"][name]
+        if max(spread, row["spreads"]["dense"]) >= WIDE_SPREAD:
+            return f"{scale * median:.2g} ± {percent(spread)}"
+        return f"{scale * median:.4g} ({row['medians']['dense'] / median:.3g}x)"
+
+    columns = ["", *(f"{row['size']} tokens" for row in rows)]
+    names = rows[0]["medians"]
+    display.table(title, columns, [(name, *(cell(row, name) for row in rows)) for name in names])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -14,50 +16,57 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fffconvert import onnx
 from fffconvert.calibration import evaluating, listening
+from fffconvert.conversion import quantize
 from fffconvert.display import track
 from fffconvert.errors import UserError
 from fffconvert.families import Family, ffn_inputs_of, layers_of
-from fffconvert.kernels import ACTIVATIONS
+from fffconvert.fff import FFF
+from fffconvert.kernels import ACTIVATIONS, reference
 from fffconvert.modeling import config_with, converted_family, dense_class_of, is_converted
 from fffconvert.tree import REMOVED, TreeShape
 
-LAYER_TOKENS = (1, 16, 128, 1024)
+Run = Callable[[], object]
+
+LAYER_TOKENS = (1, 16, 128)
+FULL_LAYER_TOKENS = (1, 16, 128, 1024, 4096)
 MODEL_SIZES = ((1, 16), (1, 128), (8, 128))  # batch, length
-SECONDS_PER_ROW = 2.0
+FULL_MODEL_SIZES = tuple((batch, length) for batch in (1, 8, 32) for length in (16, 128, 384))
+SECONDS_PER_ROW = 3.0
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
+LONG_ENOUGH = 5e-4  # seconds; what is quicker is repeated, for the clock and the caches' sake
 WIDE_SPREAD = 0.25  # interquartile range over median, past which a machine was busy with something else
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One row of the table; times are medians in milliseconds.
+    """One row of the table.
 
     Attributes:
-        what: What was run, and on how much.
-        threads: PyTorch's threads.
-        dense: The dense FFN or model.
-        converted: The FFF layer or converted model.
-        removed: The model with its FFNs removed, which is the limit; none for a layer.
-        spread: The widest interquartile range among them, over its median.
-        steady: Whether the machine was quiet enough for the medians to mean something.
+        what: `layer` or `model`.
+        size: Tokens for a layer, `batch x length` for a model.
+        threads: PyTorch's threads, and ONNX Runtime's.
+        medians: Milliseconds, by what was run.
+        spreads: Interquartile range over median, by what was run.
+        steady: Whether the machine was quiet enough for every median to mean something.
     """
 
     what: str
+    size: str
     threads: int
-    dense: float
-    converted: float
-    removed: float | None
-    spread: float
+    medians: dict[str, float]
+    spreads: dict[str, float]
     steady: bool
 
 
 @dataclass(frozen=True)
 class Latency:
-    """A table of timings and the machine that they were taken on."""
+    """Timings, the machine that they were taken on, and why something was not timed, by its name."""
 
     machine: str
     rows: list[Timing]
+    absent: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` and `report.json` hold them."""
@@ -70,6 +79,7 @@ def benchmark(
     *,
     sizes: Sequence[tuple[int, int]] = MODEL_SIZES,
     layer_tokens: Sequence[int] = LAYER_TOKENS,
+    others: bool = True,
     seconds_per_row: float = SECONDS_PER_ROW,
 ) -> Latency:
     """Times one layer, and the whole model, beside the dense original and the model with FFNs removed.
@@ -80,7 +90,9 @@ def benchmark(
             untrained model of the same size stands in.
         sizes: Batch and length of the inputs to the whole models.
         layer_tokens: Tokens in the inputs to a layer.
-        seconds_per_row: Time to spend on a row.
+        others: Also what takes a while to prepare: both models and the dense layer under `torch.compile`, and
+            the dense model in ONNX Runtime, float32 and dynamic int8.
+        seconds_per_row: Time to spend on a row, preparation apart.
 
     Returns:
         Medians for one thread and for all of PyTorch's.
@@ -93,34 +105,58 @@ def benchmark(
     family = converted_family(model.config)
     dense = dense or untrained_twin(model)
     check_original(model, dense)
-    removed = untrained_twin(model, REMOVED)
-    all_threads = torch.get_num_threads()
-    cases: list[tuple[str, int, tuple[Callable[[], object], ...]]] = []
-    with evaluating(model), evaluating(dense), evaluating(removed), torch.inference_mode():
-        layer_inputs = inputs_of_middle_layer(model, family, max(layer_tokens))
-        for threads in sorted({1, all_threads}):
-            for n_tokens in layer_tokens:
-                run = layer_runs(model, dense, family, layer_inputs[:n_tokens])
-                cases.append((f"layer, {n_tokens} tokens", threads, run))
-            for batch, length in sizes:
-                ids = random_ids(model.config, batch, length)
-                runs = tuple(_call(m, input_ids=ids) for m in (dense, model, removed))
-                cases.append((f"model, {batch} x {length} tokens", threads, runs))
-        rows = []
-        for what, threads, runs in track(cases, "Measuring latency"):
+    models = {"dense": dense, "converted": model, "FFNs removed": without_ffns(model)}
+    if not model.config.int8_projections:
+        models["converted int8"] = quantize(model)
+    absent = {}
+    if others and (reason := onnx.missing()):
+        absent = dict.fromkeys(onnx.NAMES, reason)
+    rows = []
+    what: list[int | tuple[int, int]] = [*layer_tokens, *sizes]
+    settings = [(threads, size) for threads in sorted({1, torch.get_num_threads()}) for size in what]
+    with ExitStack() as stack:
+        for each in models.values():
+            stack.enter_context(evaluating(each))
+        folder = stack.enter_context(TemporaryDirectory())
+        if others and not absent and sizes:
+            onnx.export(dense, random_ids(dense.config, 2, 16), Path(folder))
+        stack.enter_context(torch.inference_mode())
+        layer_inputs = inputs_of_middle_layer(model, family, max(layer_tokens, default=1))
+        for threads, size in track(settings, "Measuring latency"):
             with using_threads(threads):
-                rows.append(make_timing(what, threads, time_in_turn(runs, seconds_per_row)))
-    return Latency(machine_name(), rows)
+                if isinstance(size, int):
+                    runs = layer_runs(model, dense, family, layer_inputs[:size], others)
+                    rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
+                    continue
+                ids = random_ids(model.config, *size)
+                runs = model_runs(models, ids, others)
+                if others and not absent:
+                    runs |= onnx.runs(Path(folder), ids, threads)
+                rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
+    return Latency(machine_name(), rows, absent)
+
+
+# ---- What is compared
 
 
 def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> PreTrainedModel:
     """An untrained model of the same size and head: converted to another shape, or dense."""
     if shape is not None:
-        twin = type(model)(config_with(model.config, type(model.config), fff=shape.to_dict()))
+        kept = {"fff": shape.to_dict(), "int8_projections": model.config.int8_projections}
+        twin = type(model)(config_with(model.config, type(model.config), **kept))
     else:
         dense_class = dense_class_of(type(model))
         twin = dense_class(config_with(model.config, dense_class.config_class))
     return cast(PreTrainedModel, cast(nn.Module, twin).to(model.dtype))
+
+
+def without_ffns(model: PreTrainedModel) -> PreTrainedModel:
+    """The limit: an untrained model of the same size where an FFN gives back its input."""
+    family = converted_family(model.config)
+    twin = untrained_twin(model, REMOVED)
+    for layer in layers_of(twin, family):
+        layer.set_submodule(family.place, nn.Identity())
+    return twin
 
 
 def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
@@ -153,18 +189,51 @@ def inputs_of_middle_layer(model: PreTrainedModel, family: Family, n_tokens: int
 
 
 def layer_runs(
-    model: PreTrainedModel, dense: PreTrainedModel, family: Family, x: Tensor
-) -> tuple[Callable[[], object], ...]:
-    """The dense FFN and the FFF in the middle of the model, ready to be timed on `x`."""
+    model: PreTrainedModel, dense: PreTrainedModel, family: Family, x: Tensor, others: bool
+) -> dict[str, Run]:
+    """The dense FFN and the FFF in the middle of the model, ready to be timed on `x` `(n_tokens, d_model)`."""
     layers = layers_of(dense, family)
     middle = len(layers) // 2
     up, down = (layers[middle].get_submodule(path) for path in (family.up, family.down))
     activation = ACTIVATIONS[getattr(model.config, family.activation)]
-    return (lambda: down(activation(up(x)))), _call(ffn_inputs_of(model, family)[middle], x)
+
+    def dense_layer(x: Tensor) -> Tensor:
+        return down(activation(up(x)))
+
+    return runs_of_layer(dense_layer, cast(FFF, ffn_inputs_of(model, family)[middle]), x, others)
 
 
-def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Callable[[], object]:
-    return lambda: module(*args, **kwargs)
+def runs_of_layer(dense: Callable[[Tensor], Tensor], fff: FFF, x: Tensor, others: bool) -> dict[str, Run]:
+    """A dense FFN and an FFF, ready to be timed on `x` `(n_tokens, d_model)`."""
+    runs: dict[str, Run] = {
+        "dense": lambda: dense(x),
+        "converted": lambda: fff(x),
+        "reference": lambda: reference.fff_forward(x, fff.weights, fff.activation),
+    }
+    if others:
+        runs["dense compiled"] = compiled(dense, x)
+    return runs
+
+
+def model_runs(models: dict[str, PreTrainedModel], ids: Tensor, others: bool) -> dict[str, Run]:
+    """Whole models, ready to be timed on `ids` `(batch, length)`."""
+    runs: dict[str, Run] = {name: _call(model, ids) for name, model in models.items()}
+    if others:
+        runs |= {f"{name} compiled": compiled(models[name], ids) for name in ("dense", "converted")}
+    return runs
+
+
+def compiled(function: Callable[..., object], x: Tensor) -> Run:
+    """Compiles for `x` and the present number of threads, without a graph break."""
+    torch._dynamo.reset()  # each size and each number of threads is compiled for itself, past no limit
+    return _call(torch.compile(function, fullgraph=True, dynamic=False), x)
+
+
+def _call(function: Callable[..., object], x: Tensor) -> Run:
+    return lambda: function(x)
+
+
+# ---- The clock
 
 
 @contextmanager
@@ -178,32 +247,49 @@ def using_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def time_in_turn(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Times each of `runs` in turn, round after round, until `seconds` are over; milliseconds."""
-    for run in runs:
-        run()
+def time_row(what: str, size: str, threads: int, runs: dict[str, Run], seconds: float) -> Timing:
+    """One row: medians and spreads of what `time_in_turn` gives."""
+    times = dict(zip(runs, time_in_turn(list(runs.values()), seconds), strict=True))
+    medians = {name: float(np.median(taken)) for name, taken in times.items()}
+    spreads = {
+        name: float(np.subtract(*np.percentile(taken, [75, 25]))) / medians[name]
+        for name, taken in times.items()
+    }
+    return Timing(what, size, threads, medians, spreads, max(spreads.values()) < WIDE_SPREAD)
+
+
+def time_in_turn(runs: Sequence[Run], seconds: float) -> list[list[float]]:
+    """Times each of `runs` in turn, round after round, until `seconds` are over; milliseconds.
+
+    All rounds are full, and there are `FEWEST_ROUNDS` at least.
+    """
+    repeats = [_repeats(run) for run in runs]
     times: list[list[float]] = [[] for _ in runs]
     end = time.perf_counter() + seconds
     while len(times[0]) < FEWEST_ROUNDS or (time.perf_counter() < end and len(times[0]) < MOST_ROUNDS):
-        for run, taken in zip(runs, times, strict=True):
+        for run, n, taken in zip(runs, repeats, times, strict=True):
             start = time.perf_counter()
-            run()
-            taken.append(1000 * (time.perf_counter() - start))
+            for _ in range(n):
+                run()
+            taken.append(1000 * (time.perf_counter() - start) / n)
     return times
 
 
-def make_timing(what: str, threads: int, times: list[list[float]]) -> Timing:
-    """Medians and spread of what `time_in_turn` gave for dense, converted and, for a model, removed."""
-    medians = [float(np.median(taken)) for taken in times]
-    spreads = [
-        float(np.subtract(*np.percentile(t, [75, 25]))) / m for t, m in zip(times, medians, strict=True)
-    ]
-    removed = medians[2] if len(medians) > 2 else None
-    return Timing(what, threads, medians[0], medians[1], removed, max(spreads), max(spreads) < WIDE_SPREAD)
+def _repeats(run: Run) -> int:
+    """Warms up, and says how many calls are long enough to time."""
+    run()
+    start = time.perf_counter()
+    run()
+    return max(1, min(50, int(LONG_ENOUGH / (time.perf_counter() - start))))
 
 
 def machine_name() -> str:
     """Processor and cores, as a reader of the table needs them."""
-    return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
+    except OSError:
+        names = set()
+    processor = ", ".join(sorted(names)) or platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{processor}, {threads} threads, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

@@ -38,6 +38,26 @@ def option_data_dir(command: Command) -> Command:
     return click.option("--data-dir", type=FOLDER, metavar="DIR", help=text)(command)
 
 
+def option_size(command: Command) -> Command:
+    """Adds `--size BATCHxLENGTH`, any number of times; the command gets pairs, as `sizes`."""
+
+    def parse(
+        _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+    ) -> tuple[tuple[int, int], ...]:
+        sizes = []
+        for value in values:
+            batch, _, length = value.partition("x")
+            if not (batch.isdecimal() and length.isdecimal() and int(batch) and int(length)):
+                raise UserError(f"--size {value}: expected batch and length, such as 8x128")
+            sizes.append((int(batch), int(length)))
+        return tuple(sizes)
+
+    text = "Time the whole models at this size, and no layer. May be repeated."
+    return click.option("--size", "sizes", multiple=True, metavar="BATCHxLENGTH", callback=parse, help=text)(
+        command
+    )
+
+
 def option_log_with(command: Command) -> Command:
     """Adds `--log-with TRACKER`."""
     text = "Log training to a tracker that Accelerate knows, such as tensorboard or wandb."

@@ -226,7 +226,7 @@ def publish(stages: Stages, output: Path) -> Result:
     report = {**reports[CONVERTED], "table": table_of(stages.judge(stages.teacher.model).to_dict(), reports)}
     teacher = teacher_folder(output) if recipe.finetune is not None else None
     if is_main_process():
-        report["latency"] = benchmark(student.model, stages.teacher.model).to_dict()
+        report["latency"] = benchmark(student.model, stages.teacher.model, others=False).to_dict()
         save(student, output, recipe, report)
         if teacher is not None:
             (work / TEACHER).rename(teacher)

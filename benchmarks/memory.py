@@ -1,0 +1,72 @@
+"""Peak memory of a process during inference: dense, converted and converted int8, each in a fresh process.
+
+    python -m benchmarks.memory DENSE CONVERTED [--size 8x128]
+
+DENSE and CONVERTED are folders of saved models; the int8 row is CONVERTED with its projections in int8. The
+peak is what the operating system counts (`ru_maxrss`), the libraries included; `import` is the process that
+has only imported them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PASSES = 5
+
+
+def peak(model: str, batch: int, length: int) -> float:
+    """Loads a model, runs it, and says how much memory this process has had at most, in MiB."""
+    import torch
+
+    from fffconvert.checkpoint import load
+    from fffconvert.latency import random_ids
+
+    if model:
+        loaded = load(model).model.eval()
+        with torch.inference_mode():
+            for _ in range(PASSES):
+                loaded(input_ids=random_ids(loaded.config, batch, length))
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def in_fresh_process(model: str, size: str) -> float:
+    """`peak` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--one", model, "--size", size]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="DENSE CONVERTED")
+    parser.add_argument("--size", default="8x128", help="batch and length")
+    parser.add_argument("--one", metavar="MODEL", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        batch, length = map(int, arguments.size.split("x"))
+        print(peak(arguments.one, batch, length))
+        return
+    if len(arguments.models) != 2:
+        parser.error("expected two folders: DENSE CONVERTED")
+    dense, converted = arguments.models
+    from fffconvert.checkpoint import load, save
+    from fffconvert.conversion import quantize
+    from fffconvert.display import table
+
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load(converted)
+        int8 = str(Path(folder) / "int8")
+        save(type(loaded)(loaded.name, quantize(loaded.model), loaded.tokenizer), Path(int8))
+        named = {"import": "", "dense": dense, "converted": converted, "converted int8": int8}
+        rows = [(name, in_fresh_process(model, arguments.size)) for name, model in named.items()]
+    table(f"Peak memory in MiB, {arguments.size} tokens", ["model", "MiB"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Writes a dense model of BERT-base's size and its conversion, with random weights: time does not depend on them.
+
+    python -m benchmarks.random_model FOLDER [KEY=VALUE ...]
+
+FOLDER then holds `dense` and `converted`. A KEY is one of BertConfig's, such as `num_hidden_layers=6`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from fffconvert.checkpoint import Loaded, save
+from fffconvert.conversion import DEFAULT_TREE
+from fffconvert.families import FAMILIES
+from fffconvert.modeling import config_class, config_with, model_class
+
+
+def main(folder: str, *changes: str) -> None:
+    """Writes both models, with a tokenizer of one word, which nothing that is timed uses."""
+    torch.manual_seed(0)
+    sizes = {key: int(value) for key, value in (change.split("=") for change in changes)}
+    dense = BertModel(BertConfig(**sizes))
+    config = config_with(dense.config, config_class(FAMILIES["bert"]), fff=DEFAULT_TREE.to_dict())
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, model in {"dense": dense, "converted": model_class(BertModel)(config)}.items():
+        save(Loaded(folder, model, tokenizer), Path(folder) / name)  # a name that needs no Hub
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,162 @@
+"""What is timed and how it is told; how long anything takes is no matter of tests."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from transformers import BertModel
+
+from fffconvert import latency, onnx
+from fffconvert.cli import main, show_latency
+from fffconvert.conversion import convert, quantize
+from fffconvert.errors import UserError
+from fffconvert.fff import FFF
+from fffconvert.tree import TreeShape
+from tests.conftest import tiny_config
+
+MODEL = {"dense", "converted", "FFNs removed", "converted int8"}
+COMPILED = {"dense compiled", "converted compiled"}
+
+
+@pytest.fixture
+def student(classifier, tokenizer, texts):
+    return convert(
+        classifier, tokenizer, texts, TreeShape(depth=2, leaf_width=3), calibration_tokens=300
+    ).model
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Leaves the compiler out: what it gives has a test of its own."""
+    monkeypatch.setattr(latency, "compiled", latency._call)
+
+
+def measure(model, dense=None, **changes):
+    few = {"sizes": ((1, 4), (2, 8)), "layer_tokens": (1, 5), "others": False, "seconds_per_row": 0.0}
+    return latency.benchmark(model, dense, **{**few, **changes})
+
+
+def test_every_row_times_the_same_things_for_each_number_of_threads(student, classifier):
+    torch.set_num_threads(2)
+    try:
+        found = measure(student, classifier)
+    finally:
+        torch.set_num_threads(1)
+    assert [(row.what, row.size, row.threads) for row in found.rows] == [
+        (what, size, threads)
+        for threads in (1, 2)
+        for what, size in (("layer", "1"), ("layer", "5"), ("model", "1 x 4"), ("model", "2 x 8"))
+    ]
+    for row in found.rows:
+        assert row.medians.keys() == (MODEL if row.what == "model" else {"dense", "converted", "reference"})
+        assert row.medians.keys() == row.spreads.keys()
+        assert all(median > 0 for median in row.medians.values())
+        assert row.steady == (max(row.spreads.values()) < latency.WIDE_SPREAD)
+    assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
+    assert not student.training
+
+
+def test_without_onnxruntime_the_reason_stands_in_the_report(student, monkeypatch, uncompiled):
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    found = measure(student, sizes=((1, 4),), layer_tokens=(3,), others=True)
+    assert found.absent.keys() == set(onnx.NAMES)
+    assert "onnxruntime not installed; pip install 'fffconvert[onnx]'" in found.absent["ONNX Runtime"]
+    assert found.rows[1].medians.keys() == MODEL | COMPILED
+    assert "dense compiled" in found.rows[0].medians
+
+
+def test_with_onnxruntime_both_of_its_models_are_timed(student, uncompiled):
+    pytest.importorskip("onnxruntime")
+    found = measure(student, sizes=((1, 4),), layer_tokens=(), others=True)
+    assert found.absent == {}
+    assert found.rows[0].medians.keys() == MODEL | COMPILED | set(onnx.NAMES)
+
+
+def test_onnx_runtime_runs_the_same_model(classifier, tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx.export(classifier, torch.randint(5, 20, (2, 6)), tmp_path)
+    ids = torch.randint(5, 20, (3, 9))  # another batch and length than it was exported with
+    exact, rounded = (torch.tensor(run()[0]) for run in onnx.runs(tmp_path, ids, 1).values())
+    with torch.no_grad():
+        expected = classifier(input_ids=ids).logits
+    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=1e-4)
+    assert (rounded - expected).norm() / expected.norm() < 0.5  # int8 of tiny random weights is coarse
+
+
+def test_the_limit_has_no_ffn_at_all(student):
+    limit = latency.without_ffns(student)
+    assert not any(isinstance(module, FFF) for module in limit.modules())
+    assert isinstance(limit.bert.encoder.layer[0].intermediate, nn.Identity)
+    assert limit(input_ids=torch.tensor([[2, 7, 3]])).logits.shape == (1, 2)
+
+
+def test_an_int8_model_is_compared_with_an_int8_limit(student):
+    found = measure(quantize(student), sizes=((1, 4),), layer_tokens=())
+    assert found.rows[0].medians.keys() == MODEL - {"converted int8"}
+    assert latency.without_ffns(quantize(student)).config.int8_projections
+
+
+def test_converted_models_compile_without_a_graph_break(student):
+    ids = torch.tensor([[2, 7, 9, 3]])
+    with torch.inference_mode():
+        compiled = torch.compile(student, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(input_ids=ids).logits, student(input_ids=ids).logits)
+
+
+def test_the_clock_takes_turns_and_full_rounds():
+    order: list[str] = []
+    runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    timing = latency.time_row("layer", "1", 1, runs, 0.0)
+    assert timing.medians.keys() == {"a", "b"}
+    rounds = "".join(order).lstrip("ab"[:0])
+    assert rounds.count("a") > latency.FEWEST_ROUNDS
+    assert "ab" in rounds
+    assert "ba" in rounds
+
+
+def test_a_wide_spread_is_no_confident_number(capsys):
+    row = {"what": "model", "size": "1 x 8", "threads": 1}
+    row |= {"medians": {"dense": 2.0, "converted": 1.0}, "spreads": {"dense": 0.0, "converted": 0.6}}
+    report = {"machine": "m", "absent": {"ONNX Runtime": "not installed"}, "rows": [{**row, "steady": False}]}
+    show_latency(report)
+    out, err = capsys.readouterr()
+    assert "1 ± 60.0%" in out
+    assert "2x" not in out
+    assert "busy" in err
+    assert "ONNX Runtime was not timed: not installed" in err
+    show_latency({**report, "rows": [{**row, "spreads": {"dense": 0.0, "converted": 0.1}, "steady": True}]})
+    out, err = capsys.readouterr()
+    assert "1 (2x)" in out
+    assert "busy" not in err
+
+
+def test_what_cannot_be_compared_is_refused(student, classifier):
+    with pytest.raises(UserError, match="not that of a converted model"):
+        measure(classifier)
+    with pytest.raises(UserError, match="num_hidden_layers"):
+        measure(student, BertModel(tiny_config(num_hidden_layers=1)))
+
+
+@pytest.mark.parametrize("size", ["8", "8x", "x8", "0x8", "8x-1", "axb"])
+def test_a_size_that_is_none_is_one_line(size):
+    result = CliRunner().invoke(main, ["benchmark", "model", "--size", size])
+    assert result.exit_code != 0
+    assert f"--size {size}: expected batch and length" in result.output
+
+
+def test_the_command_writes_what_it_prints(student, folder_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "SECONDS_PER_ROW", 0.0)
+    real = latency.benchmark
+    monkeypatch.setattr(
+        latency, "benchmark", lambda *args, **kw: real(*args, **kw, others=False, seconds_per_row=0.0)
+    )
+    file = tmp_path / "latency.json"
+    result = CliRunner().invoke(main, ["benchmark", folder_of(student), "--size", "1x4", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(file.read_text())
+    assert [row["size"] for row in report["rows"]] == ["1 x 4"]
+    assert "converted int8" in result.output
