@@ -26,7 +26,7 @@ def main(folder: str, *changes: str) -> None:
     sizes = {key: int(value) for key, value in (change.split("=") for change in changes)}
     dense = BertModel(BertConfig(**sizes))
     config = config_with(dense.config, config_class(FAMILIES["bert"]), fff=DEFAULT_TREE.to_dict())
-    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, model in {"dense": dense, "converted": model_class(BertModel)(config)}.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import MAX_LENGTH, Text, calibrate, encode, evaluating
+from fffconvert.calibration import MAX_LENGTH, Text, calibrate, encode, evaluating, readable_length
 from fffconvert.dense import DenseFFN
 from fffconvert.display import track
 from fffconvert.errors import UserError
@@ -151,7 +151,8 @@ def rounding_error(
     texts: Iterable[Text],
 ) -> float:
     """How far int8 moves the last hidden states on a few texts: relative error, 0 for not at all."""
-    inputs = encode(tokenizer, list(islice(texts, TEXTS_TO_COMPARE)), MAX_LENGTH)
+    length = readable_length(tokenizer, model.config, MAX_LENGTH)
+    inputs = encode(tokenizer, list(islice(texts, TEXTS_TO_COMPARE)), length)
     real = inputs["attention_mask"].bool()  # (n_texts, n_tokens)
     with evaluating(model), evaluating(quantized):
         exact, rounded = (base_of(each)(**inputs)[0][real] for each in (model, quantized))

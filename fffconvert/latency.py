@@ -88,7 +88,7 @@ def benchmark(
         model: A converted model, on the CPU.
         dense: Its original. Latency does not depend on the weights of a dense model, so without one an
             untrained model of the same size stands in.
-        sizes: Batch and length of the inputs to the whole models.
+        sizes: Batch and length of the inputs to the whole models; lengths are cut to what the model can read.
         layer_tokens: Tokens in the inputs to a layer.
         others: Also what takes a while to prepare: both models and the dense layer under `torch.compile`, and
             the dense model in ONNX Runtime, float32 and dynamic int8.
@@ -112,7 +112,9 @@ def benchmark(
     if others and (reason := onnx.missing()):
         absent = dict.fromkeys(onnx.NAMES, reason)
     rows = []
-    what: list[int | tuple[int, int]] = [*layer_tokens, *sizes]
+    longest = longest_input(model.config)
+    cut = dict.fromkeys((batch, min(length, longest)) for batch, length in sizes)
+    what: list[int | tuple[int, int]] = [*layer_tokens, *cut]
     settings = [(threads, size) for threads in sorted({1, torch.get_num_threads()}) for size in what]
     with ExitStack() as stack:
         for each in models.values():
@@ -174,6 +176,11 @@ def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
             )
 
 
+def longest_input(config: PreTrainedConfig) -> int:
+    """Tokens that a model of any family can read: some families begin to count positions at 2."""
+    return int(config.max_position_embeddings) - 2
+
+
 def random_ids(config: PreTrainedConfig, batch: int, length: int) -> Tensor:
     """Token ids `(batch, length)`, the same in every run."""
     return torch.randint(5, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
@@ -182,7 +189,7 @@ def random_ids(config: PreTrainedConfig, batch: int, length: int) -> Tensor:
 def inputs_of_middle_layer(model: PreTrainedModel, family: Family, n_tokens: int) -> Tensor:
     """What the FFF in the middle of the model really gets: `(n_tokens, d_model)`."""
     places = ffn_inputs_of(model, family)
-    length = min(64, model.config.max_position_embeddings - 2)
+    length = min(64, longest_input(model.config))
     with listening(places[len(places) // 2 :][:1]) as heard:
         model(input_ids=random_ids(model.config, -(-n_tokens // length), length))
     return heard[0].flatten(0, 1)[:n_tokens]

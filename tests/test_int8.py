@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from fffconvert import latency
+from fffconvert.cli import main
 from fffconvert.conversion import convert, quantize
 from fffconvert.distillation import distill
 from fffconvert.errors import UserError
@@ -173,3 +177,32 @@ def test_what_cannot_be_quantized_is_refused(student, classifier):
         student.bert.encoder.layer[0].attention.self.query.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match="finite"):
         quantize(student)
+
+
+def test_the_command_writes_the_model_and_says_what_it_loses_and_gains(
+    student, folder_of, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(latency, "time_in_turn", lambda runs, _: [[1.0 + n] for n, _ in enumerate(runs)])
+    output = tmp_path / "int8"
+    result = CliRunner().invoke(main, ["quantize", folder_of(student), str(output)])
+    assert result.exit_code == 0, result.output
+    assert "int8 moves the last hidden states by" in result.output
+    report = json.loads((output / "report.json").read_text())["int8"]
+    assert 0 < report["error"] < 0.1
+    assert "converted int8" in report["latency"]["rows"][0]["medians"]
+    assert AutoModelForSequenceClassification.from_pretrained(output).config.int8_projections
+    again = CliRunner().invoke(main, ["quantize", str(output), str(tmp_path / "again")])
+    assert again.exit_code == 1
+    assert "int8 already" in again.output
+    assert not (tmp_path / "again").exists()
+
+
+def test_convert_makes_int8_when_asked(classifier, folder_of, tmp_path, texts, monkeypatch):
+    monkeypatch.setattr(latency, "time_in_turn", lambda runs, _: [[1.0 + n] for n, _ in enumerate(runs)])
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    tree = ["--depth", "2", "--leaf-width", "3", "--calibration", str(tmp_path / "texts.txt")]
+    output = str(tmp_path / "int8")
+    result = CliRunner().invoke(main, ["convert", folder_of(classifier), output, "--int8", *tree])
+    assert result.exit_code == 0, result.output
+    loaded = AutoModelForSequenceClassification.from_pretrained(output)
+    assert sum(isinstance(module, Int8Linear) for module in loaded.modules()) == 8
