@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fffconvert.errors import UserError as UserError
     from fffconvert.evaluation import Scores as Scores
     from fffconvert.evaluation import evaluate as evaluate
+    from fffconvert.export import export_onnx as export_onnx
     from fffconvert.fff import FFF as FFF
     from fffconvert.hub import Push as Push
     from fffconvert.hub import push as push
@@ -61,6 +62,7 @@ _NAMES = {
     "distillation": ("distill", "finetune"),
     "errors": ("UserError",),
     "evaluation": ("Scores", "evaluate"),
+    "export": ("export_onnx",),
     "fff": ("FFF",),
     "hub": ("Push", "push"),
     "inspection": ("Info", "env", "info"),

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert import modeling
@@ -24,6 +26,7 @@ from fffconvert.display import is_main_process
 from fffconvert.errors import UserError
 from fffconvert.families import family_of
 from fffconvert.recipe import Recipe
+from fffconvert.sentence import SentenceModules, read_modules
 from fffconvert.tasks import HEAD_OF, TASKS, Kind, Task, kind_of
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -46,11 +49,18 @@ PIPELINE_TAG: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and its tokenizer, and the name that they were loaded by."""
+    """A model and its tokenizer, the name that they were loaded by, and what sentence-transformers adds."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    sentence: SentenceModules | None = None
+
+    @cached_property
+    def pooling(self) -> nn.Module | None:
+        """How the model itself makes sentence embeddings, where it says so and has no other head."""
+        is_encoder = kind_of(self.model.config) == "embedding"
+        return self.sentence.pooling() if self.sentence is not None and is_encoder else None
 
 
 def load(name: str) -> Loaded:
@@ -65,7 +75,7 @@ def load(name: str) -> Loaded:
     """
     config = load_config(name)
     model = load_weights(name, config, head_class(name, config))
-    return Loaded(name, model, load_tokenizer(name, config))
+    return Loaded(name, model, load_tokenizer(name, config), read_modules(name))
 
 
 def load_for_task(name: str, task: Task, seed: int) -> Loaded:
@@ -239,8 +249,9 @@ def save(
 ) -> None:
     """Writes a model as a folder that stock `transformers` loads.
 
-    The folder holds `model.safetensors`, `config.json` and the tokenizer's files; for a converted model
-    also `recipe.yaml`, `report.json` and the model card `README.md`.
+    The folder holds `model.safetensors`, `config.json`, the tokenizer's files and, where the model came with
+    them, those that sentence-transformers reads; for a converted model also `recipe.yaml`, `report.json`
+    and the model card `README.md`.
 
     Args:
         loaded: The model, its tokenizer, and the name of the model that it was made from.
@@ -261,6 +272,8 @@ def save(
                 f"{folder} could not be written ({first_line(error)}); nothing was left behind"
             ) from error
         loaded.tokenizer.save_pretrained(beside)
+        if loaded.sentence is not None:
+            loaded.sentence.write(beside)
         if recipe is not None:
             (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         if report is not None:

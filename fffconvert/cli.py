@@ -424,6 +424,7 @@ def distill(
             seed=seed,
             checkpoints=checkpoints_of(output),
             log_with=log_with,
+            pooling=dense.pooling,
         )
         checkpoint.save(replace(loaded, name=teacher), output)
     display.say(f"The distilled model is in {output}")
@@ -455,7 +456,8 @@ def evaluate(
 ) -> None:
     """Score MODEL on a task or your own data, beside its teacher and for how many neurons.
 
-    Where there are no labels, the teacher is the judge.
+    Where there are no labels, the teacher is the judge. A sentence encoder is asked --task stsb by the cosine
+    of its embeddings.
 
     \b
     fffconvert evaluate distilled --task sst2 --teacher teacher --json scores.json
@@ -464,10 +466,11 @@ def evaluate(
     with quiet_libraries():
         from fffconvert import checkpoint, evaluation
         from fffconvert.data import asked_for, read_validations
-        from fffconvert.tasks import Task, check_head
+        from fffconvert.tasks import Task, as_asked_of, check_head
 
         asked = asked_for(task, text, data)
         loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
+        asked = as_asked_of(loaded.model.config, asked) if isinstance(asked, Task) else asked
         for each in (loaded, dense):
             if each is not None:
                 check_head(asked if isinstance(asked, Task) else None, each.model.config, each.name)
@@ -478,6 +481,7 @@ def evaluate(
                 asked, loaded.tokenizer, loaded.model.config, data_dir=data_dir, max_length=max_length
             ),
             dense.model if dense else None,
+            loaded.pooling,
         )
     show_scores(model, scores.to_dict())
     write_json(json_file, scores.to_dict())
@@ -549,6 +553,32 @@ def env(json_file: Path | None) -> None:
         found = inspection.env()
     display.table("Environment", ["", ""], found.items())
     write_json(json_file, found)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("output", type=FOLDER)
+@click.option("--format", "file_format", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+def export(model: str, output: Path, file_format: str) -> None:
+    """Write MODEL, dense or converted, as a graph that other programs run.
+
+    OUTPUT then holds model.onnx, of standard operators and with dynamic batch and length, beside the
+    configuration and the tokenizer. Needs the extra `onnx`.
+
+    \b
+    fffconvert export distilled distilled-onnx --format onnx
+    """
+    with quiet_libraries():
+        from fffconvert import checkpoint
+        from fffconvert.export import export_onnx
+
+        loaded = checkpoint.load(model)
+        with checkpoint.new_folder(output) as beside:
+            display.say("Exporting; this takes a minute")
+            export_onnx(loaded.model, beside / f"model.{file_format}")
+            loaded.model.config.save_pretrained(beside)
+            loaded.tokenizer.save_pretrained(beside)
+    display.say(f"The graph is {output / f'model.{file_format}'}")
 
 
 @main.command()

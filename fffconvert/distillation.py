@@ -13,6 +13,7 @@ from transformers.utils.generic import ModelOutput
 from fffconvert.encoding import LABELS
 from fffconvert.errors import UserError
 from fffconvert.recipe import FINETUNE, Training
+from fffconvert.sentence import embedding_error, embeddings
 from fffconvert.training import Batch, train
 
 TOKEN_LOGITS = ("start_logits", "end_logits")  # one number per token: (n_rows, n_tokens)
@@ -71,6 +72,7 @@ def distill(
     checkpoints: Path | None = None,
     log_with: str | None = None,
     description: str = "Distilling",
+    pooling: nn.Module | None = None,
 ) -> None:
     """Trains a student, in place, to give the teacher's logits and hidden states. Labels are not used.
 
@@ -86,6 +88,7 @@ def distill(
         checkpoints: Folder for checkpoints; the newest in it is resumed.
         log_with: A tracker that Accelerate knows.
         description: What the progress bar says.
+        pooling: How the teacher makes sentence embeddings; the student is then taught these as well.
 
     Raises:
         UserError: If student and teacher do not fit each other, or training diverges.
@@ -99,7 +102,14 @@ def distill(
         with torch.no_grad():
             target = teacher(**inputs, output_hidden_states=True)
         output = wrapped(**inputs, output_hidden_states=True)
-        return distillation_loss(output, target, inputs["attention_mask"])
+        value, figures = distillation_loss(output, target, inputs["attention_mask"])
+        if pooling is None:
+            return value, figures
+        ours, theirs = (
+            embeddings(o["last_hidden_state"], inputs["attention_mask"], pooling) for o in (output, target)
+        )
+        figures["embedding"] = embedding_error(ours, theirs)
+        return value + figures["embedding"], figures
 
     train(
         student,

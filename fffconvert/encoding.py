@@ -7,10 +7,11 @@ token, and `IGNORED` where none counts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, List
+from datasets import ClassLabel, Dataset, List, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from fffconvert.calibration import MAX_LENGTH, Text
@@ -67,6 +68,9 @@ def tokenized(
     Raises:
         UserError: For a row without text, or with a label that is none of the task's.
     """
+    if task.kind == "similarity":  # all first texts, then all second ones
+        sides = [replace(task, kind="regression", columns=(column,)) for column in task.columns]
+        return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
     random = np.random.default_rng(seed)
 
     def encode(batch: Columns) -> Columns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
@@ -22,6 +22,7 @@ from fffconvert.encoding import IGNORED, LABELS
 from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.modeling import dense_neurons, is_converted, shape_of
+from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
 from fffconvert.training import Batch, batches_of, make_accelerator
 
@@ -87,6 +88,7 @@ class Judge:
         task: The task; an encoder is judged by its embeddings.
         validations: Tokenized rows by split.
         teacher: The model to compare with; a task with labels can do without.
+        pooling: How an encoder makes sentence embeddings; the mean over the tokens without it.
 
     Raises:
         UserError: For a task without labels and no teacher to compare with.
@@ -98,6 +100,7 @@ class Judge:
         task: Task,
         validations: dict[str, Dataset],
         teacher: PreTrainedModel | None,
+        pooling: nn.Module | None = None,
     ) -> None:
         if teacher is None and not task.is_labelled:
             raise UserError(
@@ -105,6 +108,7 @@ class Judge:
                 "name it with --teacher"
             )
         self.tokenizer, self.task, self.validations, self.teacher = tokenizer, task, validations, teacher
+        self.pooling = pooling
 
     @cached_property
     def theirs(self) -> Outputs | None:
@@ -113,9 +117,13 @@ class Judge:
 
     def outputs_of(self, model: PreTrainedModel) -> Outputs:
         """A model's answers on every split; for an encoder embeddings `(n_rows, d_model)`."""
-        compute = embed if self.task.kind == "embedding" else predict
+        if self.task.kind in ("embedding", "similarity"):
+            return {
+                split: embed(model, self.tokenizer, self.pooling, rows, split)
+                for split, rows in self.validations.items()
+            }
         return {
-            split: compute(model, self.tokenizer, self.task, rows, split)
+            split: predict(model, self.tokenizer, self.task, rows, split)
             for split, rows in self.validations.items()
         }
 
@@ -127,6 +135,8 @@ class Judge:
         if not self.task.is_labelled:
             return score_agreement(model.config, self.task, ours, self.theirs or ours)
         labels = {split: truth(self.task, rows) for split, rows in self.validations.items()}
+        if self.task.kind == "similarity":
+            return score_similarity(model.config, self.task, labels, ours, self.theirs)
         return score_task(model.config, self.task, labels, ours, self.theirs)
 
 
@@ -136,6 +146,7 @@ def evaluate(
     task: Task,
     validations: dict[str, Dataset],
     teacher: PreTrainedModel | None = None,
+    pooling: nn.Module | None = None,
 ) -> Scores:
     """Scores one model, beside its teacher where there is one.
 
@@ -147,11 +158,12 @@ def evaluate(
         task: The task.
         validations: Tokenized rows for each validation split (see `fffconvert.data.read_validations`).
         teacher: The model to compare with.
+        pooling: How an encoder makes sentence embeddings; the mean over the tokens without it.
 
     Raises:
         UserError: For a task without labels and no teacher to compare with.
     """
-    return Judge(tokenizer, task, validations, teacher)(model)
+    return Judge(tokenizer, task, validations, teacher, pooling)(model)
 
 
 def score_task(
@@ -172,6 +184,27 @@ def score_agreement(config: PreTrainedConfig, task: Task, ours: Outputs, theirs:
     metrics = {split: {"agreement": agreement(task, ours[split], theirs[split])} for split in ours}
     first = next(iter(metrics.values()))["agreement"]
     return make_scores(config, task.name, "agreement", first, 1.0, first, metrics)
+
+
+def score_similarity(
+    config: PreTrainedConfig, task: Task, labels: Outputs, ours: Outputs, theirs: Outputs | None
+) -> Scores:
+    """Scores the cosine of each pair of embeddings as an answer, and their closeness to the teacher's."""
+    scores = score_task(config, task, labels, cosines(ours), cosines(theirs) if theirs is not None else None)
+    if theirs is None:
+        return scores
+    near = {split: closeness(np.asarray(ours[split]), np.asarray(theirs[split])) for split in ours}
+    return replace(
+        scores, metrics={split: {**found, **near[split]} for split, found in scores.metrics.items()}
+    )
+
+
+def cosines(outputs: Outputs) -> Outputs:
+    """The cosine of each pair, `(n_pairs, 1)`, of unit vectors `(2 * n_pairs, d)`: first texts, then second."""
+    return {
+        split: (first * second).sum(1, keepdims=True)
+        for split, (first, second) in ((s, np.split(np.asarray(found), 2)) for s, found in outputs.items())
+    }
 
 
 def score_encoder(config: PreTrainedConfig, task: Task, ours: Outputs, theirs: Outputs) -> Scores:
@@ -222,7 +255,8 @@ def truth(task: Task, rows: Dataset) -> Answers:
         return np.stack([rows["start_positions"], rows["end_positions"]], axis=1)
     if task.kind in ("tokens", "masked"):
         return [label[label != IGNORED] for label in map(np.asarray, rows["labels"])]
-    return np.asarray(rows["labels"])
+    labels = np.asarray(rows["labels"])
+    return labels[: len(labels) // 2] if task.kind == "similarity" else labels
 
 
 def predict(
@@ -269,16 +303,19 @@ def spans(output: ModelOutput, batch: Batch) -> Tensor:
 
 
 def embed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, _task: Task, rows: Dataset, split: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: nn.Module | None,
+    rows: Dataset,
+    split: str,
 ) -> NDArray[np.float32]:
-    """Sentence embeddings `(n_rows, d_model)`: the mean of the last hidden states, at unit length."""
+    """Sentence embeddings at unit length, `(n_rows, d)`, by the model's pooling or the mean over its tokens."""
 
     def pool(output: ModelOutput, batch: Batch) -> Tensor:
         if "last_hidden_state" not in output:
             raise UserError(f"{type(model).__name__} has a head that cannot be judged; expected a known one")
-        real = batch["attention_mask"]
-        mean = (output["last_hidden_state"] * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-        return torch.nn.functional.normalize(mean.float(), dim=-1)
+        found = embeddings(output["last_hidden_state"], batch["attention_mask"], pooling)
+        return nn.functional.normalize(found.float(), dim=-1)
 
     return np.stack(forward_all(model, tokenizer, rows, f"Embedding {split}", pool))
 
@@ -308,8 +345,8 @@ def forward_all(
     return [found[place] for place in np.argsort(by_length)]
 
 
-def nearest(embeddings: NDArray[np.float32]) -> NDArray[np.intp]:
+def nearest(vectors: NDArray[np.float32]) -> NDArray[np.intp]:
     """For each row the number of the row closest to it, `(n_texts,)`."""
-    similarity = embeddings @ embeddings.T
+    similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
     return similarity.argmax(1)

@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from fffconvert.checkpoint import first_line, load_config
 from fffconvert.errors import UserError
 from fffconvert.modeling import CODE, is_converted
+from fffconvert.sentence import KEPT
 
 PUBLISHED = (
     "README.md",
@@ -29,6 +30,7 @@ PUBLISHED = (
     "vocab.*",
     "merges.txt",
     "*.model",
+    *KEPT,
 )
 """All that is ever uploaded, so that checkpoints, optimizer states and tokens cannot be."""
 
@@ -72,9 +74,9 @@ def push(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = F
             f"{repo_id!r} cannot name a repository ({first_line(error)}); expected user/name"
         ) from error
     files = {
-        path.name: path.stat().st_size
-        for path in sorted(folder.iterdir())
-        if path.is_file() and any(path.match(pattern) for pattern in PUBLISHED)
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)})
+        if path.is_file()
     }
     if dry_run:
         return Push(repo_id, files, None)

@@ -30,7 +30,7 @@ def predictions(task: Task, answers: Answers) -> NDArray[Any]:
     if task.kind == "masked":
         return np.concatenate(answers)[:, 0]
     logits = np.asarray(answers)
-    if task.kind == "regression":
+    if task.is_regression:
         return logits[:, 0]
     if task.kind == "multi-label":
         return (logits > 0).astype(int)

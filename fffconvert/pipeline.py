@@ -188,7 +188,13 @@ class Stages:
     @cached_property
     def judge(self) -> Judge:
         """Scores any model beside the teacher."""
-        return Judge(self.teacher.tokenizer, self.data.task, self.data.validations, self.teacher.model)
+        return Judge(
+            self.teacher.tokenizer,
+            self.data.task,
+            self.data.validations,
+            self.teacher.model,
+            self.teacher.pooling,
+        )
 
     def make_student(self, name: str, shape: TreeShape) -> None:
         """Converts, distils, evaluates and writes one student to the work folder, unless it is there."""
@@ -207,6 +213,7 @@ class Stages:
             seed=self.recipe.seed,
             checkpoints=self.work / f"{name}.checkpoints",
             log_with=self.log_with,
+            pooling=self.teacher.pooling,
         )
         report = {
             "scores": self.judge(conversion.model).to_dict(),

@@ -5,15 +5,18 @@ GLUE's tasks and metrics are those of Wang et al. (arXiv 1804.07461).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from transformers import PreTrainedConfig
 
 from fffconvert.errors import UserError
 
-Kind = Literal["classification", "multi-label", "regression", "tokens", "question", "masked", "embedding"]
-"""What a head answers: one class, several, a number, a tag per word, a span, a masked word, or nothing."""
+Kind = Literal[
+    "classification", "multi-label", "regression", "tokens", "question", "masked", "embedding", "similarity"
+]
+"""What a head answers: one class, several, a number, a tag per word, a span, a masked word, nothing, or how alike
+two texts are by their embeddings."""
 
 HEADS: dict[str, Kind] = {
     "ForSequenceClassification": "classification",
@@ -39,6 +42,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "question": ("span_f1", "exact_match"),
     "masked": ("accuracy", "loss", "perplexity"),
     "embedding": ("cosine", "neighbour_agreement"),
+    "similarity": ("spearman", "pearson"),
 }
 """What own data is judged by; the first is the score. Tags with B- and I- are judged by `entity_f1` first."""
 
@@ -69,7 +73,7 @@ class Task:
     @property
     def is_regression(self) -> bool:
         """Whether the task asks for a number instead of a class."""
-        return self.kind == "regression"
+        return self.kind in ("regression", "similarity")
 
     @property
     def n_outputs(self) -> int:
@@ -126,6 +130,13 @@ def kind_of(config: PreTrainedConfig) -> Kind:
     return "regression" if kind == "classification" and config.num_labels == 1 else kind
 
 
+def as_asked_of(config: PreTrainedConfig, task: Task) -> Task:
+    """The task itself; for an encoder without a head one of pairs and numbers, as STS-B is, by its embeddings."""
+    if kind_of(config) == "embedding" and task.kind == "regression" and len(task.columns) == 2:
+        return replace(task, kind="similarity", metrics=METRICS["similarity"])
+    return task
+
+
 def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
     """Refuses a model whose head does not fit a GLUE task; without one, a head that no data can judge.
 
@@ -134,7 +145,11 @@ def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
             task, one whose head is neither in `HEADS` nor none.
     """
     heads = config.architectures or ["no head"]
-    if task is None:
+    if task is None or task.kind == "similarity":
+        if task is not None and kind_of(config) != "embedding":
+            raise UserError(
+                f"{name} is {', '.join(heads)}; expected an encoder without a head, as the model is"
+            )
         if any("For" in head and not head.endswith(tuple(HEADS)) for head in heads):
             raise UserError(
                 f"{name} is {', '.join(heads)}, which cannot be judged; expected an encoder without a head, "

@@ -82,7 +82,7 @@ def score(x: Tensor, weights: FFFWeights, tree: int, node: Tensor) -> Tensor:
 
 def route(x: Tensor, weights: FFFWeights, tree: int = 0) -> Tensor:
     """The leaf that each token reaches in one tree: `(n_tokens,)`, from `x` `(n_tokens, d_model)`."""
-    node = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    node = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     for _ in range(weights.depth):
         node = child(node, goes_right(score(x, weights, tree, node)).long())
     return node - (2**weights.depth - 1)
@@ -109,7 +109,7 @@ def leaves_forward(x: Tensor, leaf: Tensor, weights: FFFWeights, tree: int, acti
 def emissions(x: Tensor, weights: FFFWeights, tree: int, activation: str) -> Tensor:
     """What the emitting nodes on each token's path add: `(n_tokens, d_model)`."""
     total = torch.zeros_like(x)
-    node = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    node = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     for _ in range(weights.depth):
         scores = score(x, weights, tree, node)
         total = total + ACTIVATIONS[activation](scores)[:, None] * weights.node_out_weight[tree, node]
@@ -117,22 +117,26 @@ def emissions(x: Tensor, weights: FFFWeights, tree: int, activation: str) -> Ten
     return total
 
 
-def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
+Leaves = Callable[[Tensor, Tensor, FFFWeights, int, str], Tensor]
+
+
+def fff_forward(x: Tensor, weights: FFFWeights, activation: str, leaves: Leaves = leaves_forward) -> Tensor:
     """A fast feedforward layer.
 
     Args:
         x: `(n_tokens, d_model)`; any number of tokens, none included.
         weights: The layer's tensors, in the dtype and on the device of `x`.
         activation: A name in `ACTIVATIONS`.
+        leaves: How tokens are taken through their leaves; what can run no loop has another way.
 
     Returns:
         `(n_tokens, d_model)`.
     """
-    if len(x) == 0:
+    if x.shape[0] == 0:
         return x.clone()
     parts = []
     for tree in range(weights.leaf_in_weight.shape[0]):
-        parts.append(leaves_forward(x, route(x, weights, tree), weights, tree, activation))
+        parts.append(leaves(x, route(x, weights, tree), weights, tree, activation))
         if weights.emitting:
             parts.append(emissions(x, weights, tree, activation))
     if len(weights.trunk_in_weight):

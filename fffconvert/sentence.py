@@ -1,0 +1,123 @@
+"""Sentence-transformers models: what a folder holds beside its transformer, kept as it is, and its own pooling.
+
+Such a model is a transformer and a list of modules after it (`modules.json`): a pooling, maybe a projection, a
+normalization. Converting touches the transformer alone, so the other files are copied.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from transformers.utils.hub import cached_file
+
+from fffconvert.errors import UserError
+
+MODULES = "modules.json"
+SETTINGS = ("config_sentence_transformers.json", "sentence_*_config.json")
+KEPT = (MODULES, *SETTINGS, "[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
+"""The files beside the transformer's, in the root and in the modules' folders; none can hold code."""
+
+EXTRA = "pip install 'fffconvert[sentence]'"
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """What a sentence-transformers model has beside its transformer.
+
+    Attributes:
+        files: Contents by path inside the model's folder.
+    """
+
+    files: dict[str, bytes]
+
+    def write(self, folder: Path) -> None:
+        """Writes the files into a folder that holds the transformer."""
+        for path, content in self.files.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_bytes(content)
+
+    def pooling(self) -> nn.Module:
+        """The modules after the transformer, as sentence-transformers makes them (see `embeddings`).
+
+        Raises:
+            UserError: Where sentence-transformers is not installed, or a module cannot be made from its files.
+        """
+        modules = []
+        with tempfile.TemporaryDirectory() as folder:
+            self.write(Path(folder))
+            for module in json.loads(self.files[MODULES])[1:]:
+                home, _, name = module["type"].rpartition(".")
+                try:
+                    cls = getattr(import_module(home), name)
+                    modules.append(cls.load(folder, subfolder=module["path"]))
+                except ImportError as error:
+                    raise UserError(f"a sentence-transformers model needs that library: {EXTRA}") from error
+                except (AttributeError, OSError, TypeError, ValueError) as error:
+                    raise UserError(f"{MODULES}: {module['type']} could not be made ({error})") from error
+        return nn.Sequential(*modules).requires_grad_(False).eval()
+
+
+def read_modules(name: str) -> SentenceModules | None:
+    """What a Hub id or a folder holds beside its transformer; none for what is no sentence-transformers model.
+
+    Raises:
+        UserError: For a model with code of its own, or with the transformer in a place of its own.
+    """
+    found = cached_file(
+        name,
+        MODULES,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return None
+    modules = json.loads(Path(found).read_text(encoding="utf-8"))
+    for module in modules:
+        if not module["type"].startswith("sentence_transformers."):
+            raise UserError(f"{name}: module {module['type']} is code of the model's own, which is not run")
+    if modules[0]["path"]:
+        raise UserError(
+            f"{name}: its transformer lies in {modules[0]['path']}; expected it beside {MODULES}, where "
+            "SentenceTransformer(...).save_pretrained(FOLDER) puts it"
+        )
+    root = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=list(KEPT)))
+    files = {str(p.relative_to(root)): p.read_bytes() for pattern in KEPT for p in sorted(root.glob(pattern))}
+    for module in modules[1:]:
+        folder = root / module["path"]
+        if not fnmatch(module["path"], "[0-9]*_*") or "/" in module["path"]:
+            raise UserError(f"{name}: module folder {module['path']!r}; expected one such as 1_Pooling")
+        if (folder / "pytorch_model.bin").exists() and not (folder / "model.safetensors").exists():
+            raise UserError(
+                f"{folder}: weights as a pickle are not read; save the model as safetensors first"
+            )
+    return SentenceModules(files)
+
+
+def embeddings(hidden: Tensor, attention_mask: Tensor, pooling: nn.Module | None) -> Tensor:
+    """Sentence embeddings `(n_rows, d)` of last hidden states `(n_rows, n_tokens, d_model)`.
+
+    Args:
+        hidden: The states.
+        attention_mask: `(n_rows, n_tokens)`, 1 for real tokens.
+        pooling: The model's own; without one the mean over the real tokens.
+    """
+    if pooling is None:
+        real = attention_mask[..., None]  # (n_rows, n_tokens, 1)
+        return (hidden * real).sum(1) / real.sum(1)
+    found: Tensor = pooling.to(hidden.device)({"token_embeddings": hidden, "attention_mask": attention_mask})[
+        "sentence_embedding"
+    ]
+    return found
+
+
+def embedding_error(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean relative squared error of embeddings `(n_rows, d)`."""
+    return ((ours - theirs).square().sum(-1) / theirs.square().sum(-1)).mean()

@@ -1,0 +1,117 @@
+"""Sentence-transformers models: their files are kept, their own pooling is used, and they load again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import sentences, tiny_config
+from datasets import Dataset
+from scipy.stats import spearmanr
+from transformers import BertModel, set_seed
+
+from fffconvert import UserError, checkpoint, hub
+from fffconvert.cli import main
+from fffconvert.sentence import embeddings, read_modules
+
+st = pytest.importorskip("sentence_transformers", reason="the extra sentence is not installed")
+modules = pytest.importorskip("sentence_transformers.models")
+
+
+@pytest.fixture
+def encoder(folder_of) -> str:
+    """A tiny sentence-transformers model that pools by its first token, with a prompt."""
+    set_seed(0)
+    folder = folder_of(BertModel(tiny_config(initializer_range=0.5)), "plain")
+    model = st.SentenceTransformer(
+        modules=[
+            modules.Transformer(folder, max_seq_length=32),
+            modules.Pooling(16, pooling_mode="cls"),
+            modules.Normalize(),
+        ],
+        prompts={"query": "the "},
+        device="cpu",
+    )
+    model.save_pretrained(f"{folder}-sentence")
+    return f"{folder}-sentence"
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_it_converts_distils_loads_and_is_judged(encoder, glue, tmp_path):
+    text, student, distilled = tmp_path / "text.txt", tmp_path / "student", tmp_path / "distilled"
+    text.write_text("\n".join(sentences(120)), encoding="utf-8")
+    shape = ("--depth", 2, "--leaf-width", 2, "--calibration-tokens", 500)
+    run("convert", encoder, student, "--calibration", text, *shape)
+    run("distill", student, distilled, "--teacher", encoder, "--text", text, "--learning-rate", 1e-2)
+    model, teacher = (
+        st.SentenceTransformer(str(distilled), device="cpu"),
+        st.SentenceTransformer(encoder, device="cpu"),
+    )
+    assert type(model[0].auto_model).__name__ == "FFFBertModel"
+    assert [type(module) for module in model] == [type(module) for module in teacher]
+    assert model[1].pooling_mode == "cls"
+    assert model.prompts["query"] == "the "
+    assert model.max_seq_length == teacher.max_seq_length
+    undistilled = st.SentenceTransformer(str(student), device="cpu")
+    texts = sentences(50, seed=1)
+    ours, before, theirs = (m.encode(texts) for m in (model, undistilled, teacher))
+    assert (ours * theirs).sum(1).mean() > (before * theirs).sum(1).mean()
+
+    scores = tmp_path / "scores.json"
+    command = ("evaluate", distilled, "--task", "stsb", "--teacher", encoder, "--data-dir", glue)
+    run(*command, "--json", scores)
+    found = json.loads(scores.read_text())
+    rows = Dataset.from_parquet(str(glue / "stsb" / "validation.parquet"))
+    first, second = (model.encode(list(rows[name])) for name in ("sentence1", "sentence2"))
+    expected = spearmanr((first * second).sum(1), rows["label"]).statistic
+    assert found["metric"] == "spearman"
+    assert found["score"] == pytest.approx(expected, abs=1e-4)
+    assert 0 < found["metrics"]["validation"]["cosine"] <= 1
+    sent = hub.push(distilled, "user/name", dry_run=True).files
+    assert {
+        "modules.json",
+        "1_Pooling/config.json",
+        "modeling_fff.py",
+        "config_sentence_transformers.json",
+    } <= set(sent)
+
+
+def test_its_own_pooling_makes_the_embeddings(encoder, texts):
+    loaded = checkpoint.load(encoder)
+    inputs = loaded.tokenizer(texts[:8], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = loaded.model(**inputs).last_hidden_state
+    found = embeddings(hidden, inputs["attention_mask"], loaded.pooling)
+    expected = st.SentenceTransformer(encoder, device="cpu").encode(texts[:8])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not np.allclose(embeddings(hidden, inputs["attention_mask"], None), expected, atol=1e-2)
+
+
+def test_an_ordinary_folder_has_no_modules(classifier, folder_of):
+    assert read_modules(folder_of(classifier)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "custom.Module"}, "code of the model's own"),
+        ({"path": "../elsewhere"}, "expected one such as 1_Pooling"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(encoder, tmp_path, change, message):
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    read_modules(encoder).write(folder)
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[1].update(change)
+    (folder / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=message):
+        read_modules(str(folder))
