@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 T = TypeVar("T")
+
+SECONDS_PER_LINE = 15.0  # of progress, where stderr is not a terminal
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False)
@@ -25,7 +28,13 @@ def is_main_process() -> bool:
 
 @contextmanager
 def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """A progress bar; yields what moves it on by one, with a note to show behind it."""
+    """A progress bar; yields what moves it on by one, with a note to show behind it.
+
+    Where stderr is a file, a log of a long run say, it is a line now and then instead.
+    """
+    if not err.is_terminal:
+        yield _progress_lines(description, total, done)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -36,6 +45,20 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callab
     with Progress(*columns, console=err, disable=not is_main_process()) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
         yield lambda note: progress.update(task, advance=1, note=note)
+
+
+def _progress_lines(description: str, total: int, done: int) -> Callable[[str], None]:
+    """What prints a line every `SECONDS_PER_LINE`, and at the end."""
+    finished, next_line = done, time.monotonic() + SECONDS_PER_LINE
+
+    def advance(note: str) -> None:
+        nonlocal finished, next_line
+        finished += 1
+        if time.monotonic() >= next_line or finished == total:
+            say(f"{description} {finished}/{total}  {note}")
+            next_line = time.monotonic() + SECONDS_PER_LINE
+
+    return advance
 
 
 def track(items: Sequence[T], description: str) -> Iterator[T]:
