@@ -12,14 +12,12 @@ import sys
 import torch
 from transformers import PreTrainedModel
 
-from fffconvert.calibration import listening
 from fffconvert.checkpoint import load
-from fffconvert.conversion import build
+from fffconvert.conversion import convert
 from fffconvert.display import table
 from fffconvert.distillation import distillation_loss
-from fffconvert.families import family_of, ffn_inputs_of
 from fffconvert.latency import random_ids, time_row
-from fffconvert.tree import TreeShape
+from fffconvert.text import standard_library_sentences
 
 SIZES = ((32, 16), (32, 64), (16, 128))  # batch, length
 
@@ -45,10 +43,9 @@ def distillation_step(
 
 def main(name: str) -> None:
     """Prints medians and ratios for a dense model and its conversion to the default tree."""
-    dense = load(name).model
-    with torch.no_grad(), listening(ffn_inputs_of(dense, family_of(dense.config))) as inputs:
-        dense(input_ids=random_ids(dense.config, 64, 64))
-    student = build(dense, [x.flatten(0, 1) for x in inputs], TreeShape(7, 12), "inputs", 0).model
+    loaded = load(name)
+    dense, texts = loaded.model, standard_library_sentences()
+    student = convert(dense, loaded.tokenizer, texts, calibration_tokens=8192).model
     optimizers = [
         torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
         for model in (dense, student)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 
 import torch
@@ -17,7 +20,11 @@ from fffconvert.families import family_of, ffn_inputs_of
 Text = str | tuple[str, str]
 """A text, or a pair of them for a model that reads two."""
 
+Batch = dict[str, Tensor]
+"""A padded batch as a model takes it, each tensor `(n_texts, n_tokens)`."""
+
 BATCH_SIZE = 32
+ENCODED_AT_ONCE = 1024
 MAX_LENGTH = 128
 FEWEST_TOKENS_PER_TEXT = 4  # a word between two special tokens, and one to spare
 
@@ -45,16 +52,24 @@ def readable_length(
     return min(limit, max_length)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, batch: list[Text], max_length: int) -> dict[str, Tensor]:
-    """A padded batch of texts or pairs as a model takes it, each tensor `(n_texts, n_tokens)`."""
-    firsts = [text if isinstance(text, str) else text[0] for text in batch]
-    seconds = None if isinstance(batch[0], str) else [text[1] for text in batch]
-    return dict(
-        tokenizer(firsts, seconds, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-    )
+@dataclass(frozen=True)
+class Calibration:
+    """Text as a dense model reads it: what a conversion is fitted on.
+
+    Attributes:
+        batches: Padded batches of texts of like length, in random order.
+        inputs: The inputs of every FFN, first layer to last: `(n_tokens, d_model)` float32 on the CPU, the
+            same tokens in each; padding is never among them.
+    """
+
+    batches: list[Batch]
+    inputs: list[Tensor]
+
+    def heard_in(self, model: PreTrainedModel, place: nn.Module, description: str) -> Tensor:
+        """The inputs of one module of another model, for the same tokens: `(n_tokens, d_model)`."""
+        return hear(model, [place], self.batches, len(self.inputs[0]), description)[0]
 
 
-@torch.no_grad()
 def calibrate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,7 +77,7 @@ def calibrate(
     n_tokens: int,
     seed: int = 0,
     max_length: int = MAX_LENGTH,
-) -> list[Tensor]:
+) -> Calibration:
     """Collects the inputs of every FFN of a dense model over a uniform sample of a stream of text.
 
     Memory does not grow with the stream: it holds `n_tokens / FEWEST_TOKENS_PER_TEXT` texts, then
@@ -72,12 +87,9 @@ def calibrate(
         model: A dense model of a known family. Left as it was.
         tokenizer: Its tokenizer.
         texts: Any number of texts or pairs; read once.
-        n_tokens: Tokens to collect, fewer if the text has fewer; padding is never among them.
+        n_tokens: Tokens to collect, fewer if the text has fewer.
         seed: Which texts are taken.
         max_length: Tokens that a text is cut at.
-
-    Returns:
-        One `(n_kept, d_model)` float32 tensor on the CPU for each layer, the same tokens in each.
 
     Raises:
         UserError: For no text at all.
@@ -85,34 +97,81 @@ def calibrate(
     sample = sample_texts(texts, -(-n_tokens // FEWEST_TOKENS_PER_TEXT), seed)
     if not sample:
         raise UserError("the calibration text is empty; expected at least one line of text")
-    batches = [sample[start : start + BATCH_SIZE] for start in range(0, len(sample), BATCH_SIZE)]
     limit = readable_length(tokenizer, model.config, max_length)
+    batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
     places = ffn_inputs_of(model, family_of(model.config))
-    kept: list[list[Tensor]] = [[] for _ in places]  # per layer, per batch (n_real, d_model)
-    n_kept = 0
-    with evaluating(model), listening(places) as heard:
-        for batch in track(batches, "Reading calibration text"):
-            inputs = {k: v.to(model.device) for k, v in encode(tokenizer, batch, limit).items()}
-            model(**inputs)
-            real = inputs["attention_mask"].bool()  # (n_texts, n_tokens)
+    return Calibration(batches, hear(model, places, batches, n_tokens, "Reading calibration text"))
+
+
+def batches_of(
+    sample: list[Text], tokenizer: PreTrainedTokenizerBase, n_tokens: int, max_length: int, seed: int
+) -> list[Batch]:
+    """The first texts that have `n_tokens` together, in batches of like length, which need little padding."""
+    rows: list[dict[str, list[int]]] = []
+    for start in range(0, len(sample), ENCODED_AT_ONCE):
+        encoded = encode(tokenizer, sample[start : start + ENCODED_AT_ONCE], max_length)
+        rows += [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        if sum(len(row["input_ids"]) for row in rows) >= n_tokens:
+            break
+    totals = list(accumulate(len(row["input_ids"]) for row in rows))
+    rows = sorted(rows[: bisect_left(totals, n_tokens) + 1], key=lambda row: len(row["input_ids"]))
+    batches = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
+    Random(seed).shuffle(batches)
+    return [dict(tokenizer.pad(batch, return_tensors="pt")) for batch in batches]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_length: int
+) -> dict[str, list[list[int]]]:
+    """Texts or pairs as a model takes them, not padded yet."""
+    firsts = [text if isinstance(text, str) else text[0] for text in texts]
+    seconds = None if isinstance(texts[0], str) else [text[1] for text in texts]
+    return dict(tokenizer(firsts, seconds, truncation=True, max_length=max_length))
+
+
+class _AllHeard(Exception):
+    """Ends a forward pass of which nothing more is needed."""
+
+
+@torch.no_grad()
+def hear(
+    model: PreTrainedModel, places: list[nn.Module], batches: list[Batch], n_tokens: int, description: str
+) -> list[Tensor]:
+    """The inputs of some modules, each `(n_tokens, d_model)`, while a model reads batches of text.
+
+    Args:
+        model: Any model.
+        places: Modules in it, in the order in which a forward pass calls them.
+        batches: Padded batches.
+        n_tokens: Tokens to keep, from the first.
+        description: What the progress bar says.
+    """
+    kept: list[list[Tensor]] = [[] for _ in places]  # per place, per batch (n_real, d_model)
+    with evaluating(model), listening(places, and_no_further=True) as heard:
+        for batch in track(batches, description):
+            with suppress(_AllHeard):
+                model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
             for rows, x in zip(kept, heard, strict=True):
-                rows.append(x[real].to("cpu", torch.float32))
+                rows.append(x.to("cpu", torch.float32)[real])
             heard.clear()
-            n_kept += int(real.sum())
-            if n_kept >= n_tokens:
-                break
     return [torch.cat(rows)[:n_tokens] for rows in kept]
 
 
 @contextmanager
-def listening(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Yields a list to which every call of one of `modules` adds its input."""
+def listening(modules: list[nn.Module], and_no_further: bool = False) -> Iterator[list[Tensor]]:
+    """Yields a list to which every call of one of `modules` adds its input.
+
+    With `and_no_further`, a forward pass ends by `_AllHeard` once each of them has been called.
+    """
     heard: list[Tensor] = []
 
-    def hear(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def listen(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         heard.append(args[0])
+        if and_no_further and len(heard) == len(modules):
+            raise _AllHeard
 
-    hooks = [module.register_forward_pre_hook(hear) for module in modules]
+    hooks = [module.register_forward_pre_hook(listen) for module in modules]
     try:
         yield heard
     finally:

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import MAX_LENGTH, Text, calibrate, encode, evaluating, readable_length
-from fffconvert.dense import DenseFFN
-from fffconvert.display import track
+from fffconvert.calibration import MAX_LENGTH, Calibration, Text, calibrate, encode, evaluating, readable_length
 from fffconvert.errors import UserError
-from fffconvert.families import base_of, family_of, ffn_inputs_of, read_ffns, replace_projections
+from fffconvert.families import Family, base_of, family_of, ffn_inputs_of, read_ffns, replace_projections
 from fffconvert.fff import FFF
 from fffconvert.fit import Init, fit_layer
 from fffconvert.int8 import Int8Linear
+from fffconvert.kernels import FFFWeights
 from fffconvert.modeling import config_class, config_with, converted_family, is_converted, model_class
 from fffconvert.tree import TreeShape
 
@@ -38,7 +37,7 @@ class LayerFit:
     Attributes:
         layer: Its number, from 0.
         error: Squared error of its output on held-out tokens, relative to that of the mean output (so the
-            control without an FFN has 1). On inputs of the dense model: errors of layers below are not in it.
+            control without an FFN has 1). What is asked of a layer includes mending the errors of those below.
         smallest_leaf: Share of the calibration tokens in the leaf with the fewest.
         largest_leaf: Share in the leaf with the most. Balanced leaves have `1 / n_leaves` each.
     """
@@ -90,31 +89,45 @@ def convert(
         UserError: For a model that cannot be converted, no text, or a shape that the model cannot fill.
     """
     refuse_converted(model)
-    inputs = calibrate(model, tokenizer, texts, calibration_tokens, seed, max_length)
-    return build(model, inputs, tree, init, seed)
+    calibration = calibrate(model, tokenizer, texts, calibration_tokens, seed, max_length)
+    return build(model, calibration, tree, init, seed)
 
 
-def build(model: PreTrainedModel, inputs: list[Tensor], tree: TreeShape, init: Init, seed: int) -> Conversion:
-    """As `convert`, from the FFN inputs that `calibrate` collected, one tensor per layer."""
+def build(
+    model: PreTrainedModel, calibration: Calibration, tree: TreeShape, init: Init, seed: int
+) -> Conversion:
+    """As `convert`, from what `calibrate` collected.
+
+    Layers are fitted from the first to the last, each on what the converted layers below really give it.
+    """
     refuse_converted(model)
     family = family_of(model.config)
-    layers, fits = [], []
-    described = track(list(zip(read_ffns(model, family), inputs, strict=True)), "Growing trees")
-    for number, (ffn, x) in enumerate(described):
-        n_held_out = max(1, int(HELD_OUT * len(x)))
-        held_out, fitted = x[:n_held_out], x[n_held_out:] if len(x) > 1 else x
-        layers.append(fit_layer(ffn, fitted, tree, init, seed + number))
-        fits.append(measure(number, ffn, layers[-1], fitted, held_out))
+    ffns = read_ffns(model, family)
+    student = untrained_student(model, family, tree)
+    fits = []
+    for number, (ffn, place, theirs) in enumerate(
+        zip(ffns, ffn_inputs_of(student, family), calibration.inputs, strict=True)
+    ):
+        ours = calibration.heard_in(student, place, f"Fitting layer {number + 1} of {len(ffns)}")
+        target = ffn.in_chunks(theirs) + (theirs - ours)
+        n_held_out = max(1, int(HELD_OUT * len(ours)))
+        fitted = slice(n_held_out, None) if len(ours) > 1 else slice(None)
+        layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted])
+        place.load_state_dict(layer.state_dict())
+        fits.append(measure(number, layer, ours, target, n_held_out))
+    return Conversion(student, fits)
+
+
+def untrained_student(model: PreTrainedModel, family: Family, tree: TreeShape) -> PreTrainedModel:
+    """The converted counterpart of a dense model, with its weights and FFF layers that are not fitted yet."""
     config = config_with(model.config, config_class(family), fff=tree.to_dict())
     student = model_class(type(model))(config)  # type: ignore[arg-type]
     keys = student.load_state_dict(model.state_dict(), strict=False)
-    for place, layer in zip(ffn_inputs_of(student, family), layers, strict=True):
-        place.load_state_dict(layer.state_dict())
-    expected = {key for key in student.state_dict() if key.rsplit(".", 1)[-1] in layers[0].parameter_shapes()}
-    if set(keys.missing_keys) - expected:
-        raise UserError(f"{type(model).__name__} lacks weights that its class has: {keys.missing_keys}")
-    student.to(model.device, model.dtype)  # type: ignore[arg-type]
-    return Conversion(student.eval(), fits)
+    ours = set(FFFWeights._fields)
+    missing = [key for key in keys.missing_keys if key.rsplit(".", 1)[-1] not in ours]
+    if missing:
+        raise UserError(f"{type(model).__name__} lacks weights that its class has: {missing}")
+    return student.to(model.device, model.dtype).eval()  # type: ignore[arg-type]
 
 
 def quantize(model: PreTrainedModel) -> PreTrainedModel:
@@ -152,7 +165,8 @@ def rounding_error(
 ) -> float:
     """How far int8 moves the last hidden states on a few texts: relative error, 0 for not at all."""
     length = readable_length(tokenizer, model.config, MAX_LENGTH)
-    inputs = encode(tokenizer, list(islice(texts, TEXTS_TO_COMPARE)), length)
+    encoded = encode(tokenizer, list(islice(texts, TEXTS_TO_COMPARE)), length)
+    inputs = dict(tokenizer.pad(encoded, return_tensors="pt"))
     real = inputs["attention_mask"].bool()  # (n_texts, n_tokens)
     with evaluating(model), evaluating(quantized):
         exact, rounded = (base_of(each)(**inputs)[0][real] for each in (model, quantized))
@@ -166,17 +180,15 @@ def refuse_converted(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def measure(number: int, ffn: DenseFFN, layer: FFF, fitted: Tensor, held_out: Tensor) -> LayerFit:
-    """The error of a fitted layer on held-out inputs, and how evenly its leaves are used."""
-    target = ffn(held_out)  # (n_held_out, d_model)
-    spread = (target - target.mean(0)).square().sum().clamp_min(torch.finfo(target.dtype).tiny)
-    leaves = layer.leaf_of(fitted)  # (n_tokens, n_trees)
-    shares = torch.stack([torch.bincount(leaf, minlength=layer.shape.n_leaves) for leaf in leaves.T]) / len(
-        fitted
-    )
+def measure(number: int, layer: FFF, inputs: Tensor, target: Tensor, n_held_out: int) -> LayerFit:
+    """The error of a fitted layer on the first, held-out inputs, and how evenly its leaves are used."""
+    held_out = target[:n_held_out]  # (n_held_out, d_model)
+    spread = (held_out - held_out.mean(0)).square().sum().clamp_min(torch.finfo(target.dtype).tiny)
+    leaves = layer.leaf_of(inputs)  # (n_tokens, n_trees)
+    counts = torch.stack([torch.bincount(leaf, minlength=layer.shape.n_leaves) for leaf in leaves.T])
     return LayerFit(
         layer=number,
-        error=float((layer(held_out) - target).square().sum() / spread),
-        smallest_leaf=float(shares.min()),
-        largest_leaf=float(shares.max()),
+        error=float((layer(inputs[:n_held_out]) - held_out).square().sum() / spread),
+        smallest_leaf=float(counts.min() / len(inputs)),
+        largest_leaf=float(counts.max() / len(inputs)),
     )

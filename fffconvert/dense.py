@@ -11,6 +11,8 @@ from fffconvert.errors import UserError
 from fffconvert.kernels import ACTIVATIONS
 from fffconvert.kernels.reference import dense_ffn
 
+CHUNK = 8192  # tokens whose activations are held at a time
+
 
 @dataclass(frozen=True)
 class DenseFFN:
@@ -82,3 +84,7 @@ class DenseFFN:
         """The FFN's output, `(n_tokens, d_model)`, for `x` `(n_tokens, d_model)`."""
         parts = (self.in_weight, self.in_bias, self.out_weight)
         return dense_ffn(x, *parts, self.activation) + self.out_bias
+
+    def in_chunks(self, x: Tensor) -> Tensor:
+        """As calling it, without holding the activations of all tokens at once."""
+        return torch.cat([self(chunk) for chunk in torch.split(x, CHUNK)])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fffconvert.cluster import grow
-from fffconvert.dense import DenseFFN
+from fffconvert.dense import CHUNK, DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, route
@@ -27,7 +27,6 @@ Init = Literal["inputs", "neurons", "random"]
 
 RIDGE = 0.1  # of the mean variance of a regressor; between 0.01 and 1 the held-out error hardly moves
 FEWEST_TOKENS = 32  # a leaf with fewer is fitted on its closest ancestor that has as many
-CHUNK = 8192  # tokens whose dense activations are held at a time
 
 
 class Part(NamedTuple):
@@ -38,16 +37,19 @@ class Part(NamedTuple):
     out_weight: Tensor  # (width, d_model)
 
 
-def fit_layer(ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed: int) -> FFF:
+def fit_layer(
+    ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed: int, target: Tensor | None = None
+) -> FFF:
     """Fits a whole layer.
 
     Args:
         ffn: The dense FFN.
-        inputs: Its calibration inputs, `(n_tokens, d_model)`.
+        inputs: Calibration inputs, `(n_tokens, d_model)`.
         shape: The shape of the layer.
         init: What is clustered to grow the trees; `random` draws all weights as `nn.Linear` would and only
             sets the leaves' biases to the mean output: the control.
         seed: Decides every draw.
+        target: What the layer should give, `(n_tokens, d_model)`; not given, what the dense FFN gives.
 
     Returns:
         The layer, float32 on the CPU.
@@ -62,7 +64,9 @@ def fit_layer(ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         layer = FFF(shape, ffn.d_model, ffn.activation)
-        rest = torch.cat([ffn(x) for x in torch.split(inputs, CHUNK)])  # (n_tokens, d_model), to be explained
+        rest = (
+            ffn.in_chunks(inputs) if target is None else target.clone()
+        )  # (n_tokens, d_model), still to be explained
         if init == "random":
             layer.leaf_out_bias[0] = rest.mean(0)
         else:

@@ -12,9 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from fffconvert.calibration import calibrate
+from fffconvert.calibration import Calibration, calibrate
 from fffconvert.checkpoint import (
     Loaded,
     load,
@@ -179,8 +177,8 @@ class Stages:
     log_with: str | None
 
     @cached_property
-    def inputs(self) -> list[Tensor]:
-        """The teacher's FFN inputs, `(n_tokens, d_model)` for each layer."""
+    def calibration(self) -> Calibration:
+        """Text as the teacher reads it."""
         model, tokenizer = self.teacher.model, self.teacher.tokenizer
         r = self.recipe
         return calibrate(model, tokenizer, self.data.texts, r.calibration_tokens, r.seed, r.max_length)
@@ -202,7 +200,7 @@ class Stages:
             return
         say(f"[bold]{name}[/bold]: {shape.active_neurons:g} active neurons per token")
         init = self.recipe.init if name == CONVERTED else "inputs"  # controls get the best start there is
-        conversion = build(self.teacher.model, self.inputs, shape, init, self.recipe.seed)
+        conversion = build(self.teacher.model, self.calibration, shape, init, self.recipe.seed)
         before = self.judge(conversion.model)
         distill(
             conversion.model,

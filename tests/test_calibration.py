@@ -55,7 +55,7 @@ def test_tokens_are_those_of_each_text_alone_and_never_padding(
 ) -> None:
     texts = sentences(50)  # of three to twelve words, in two batches: there is much padding
     expected = [inputs_by_hand(classifier, tokenizer, text) for text in texts]
-    collected = calibrate(classifier, tokenizer, texts, n_tokens=100_000)
+    collected = calibrate(classifier, tokenizer, texts, n_tokens=100_000).inputs
     assert len(collected) == 2
     for layer, ours in enumerate(collected):
         assert_same_rows(ours, torch.cat([layers[layer] for layers in expected]))
@@ -66,7 +66,7 @@ def test_pairs_are_read_as_pairs(
 ) -> None:
     pairs = list(zip(sentences(20), sentences(20, seed=1), strict=True))
     expected = [inputs_by_hand(classifier, tokenizer, pair) for pair in pairs]
-    for layer, ours in enumerate(calibrate(classifier, tokenizer, pairs, n_tokens=100_000)):
+    for layer, ours in enumerate(calibrate(classifier, tokenizer, pairs, n_tokens=100_000).inputs):
         assert_same_rows(ours, torch.cat([layers[layer] for layers in expected]))
 
 
@@ -74,7 +74,7 @@ def test_layers_hold_the_same_tokens_in_the_same_order(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     text = "a very good film"
-    first, second = calibrate(classifier, tokenizer, [text], n_tokens=100)
+    first, second = calibrate(classifier, tokenizer, [text], n_tokens=100).inputs
     for ours, theirs in zip((first, second), inputs_by_hand(classifier, tokenizer, text), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -82,7 +82,7 @@ def test_layers_hold_the_same_tokens_in_the_same_order(
 def test_seed_decides_which_texts(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
-    first, again, other = (calibrate(classifier, tokenizer, texts, 64, seed)[1] for seed in (3, 3, 4))
+    first, again, other = (calibrate(classifier, tokenizer, texts, 64, seed).inputs[1] for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -94,7 +94,7 @@ def test_exactly_so_many_tokens_where_there_are_enough(
     texts: list[str],
     n_tokens: int,
 ) -> None:
-    shapes = [x.shape for x in calibrate(classifier, tokenizer, texts, n_tokens)]
+    shapes = [x.shape for x in calibrate(classifier, tokenizer, texts, n_tokens).inputs]
     assert shapes == [(n_tokens, 16), (n_tokens, 16)]
 
 
@@ -102,7 +102,7 @@ def test_all_tokens_where_there_are_fewer(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     n_tokens = sum(len(ids) for ids in tokenizer(sentences(5))["input_ids"])
-    assert len(calibrate(classifier, tokenizer, sentences(5), 10_000)[0]) == n_tokens
+    assert len(calibrate(classifier, tokenizer, sentences(5), 10_000).inputs[0]) == n_tokens
 
 
 def test_no_more_text_is_run_than_needed(
@@ -118,7 +118,7 @@ def test_no_more_text_is_run_than_needed(
 def test_collected_in_float32(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
 ) -> None:
-    collected = calibrate(classifier.to(dtype), tokenizer, sentences(3), 10)
+    collected = calibrate(classifier.to(dtype), tokenizer, sentences(3), 10).inputs
     assert {x.dtype for x in collected} == {torch.float32}
     assert not any(x.requires_grad for x in collected)
 
@@ -153,7 +153,7 @@ def test_calibration_holds_as_many_texts_as_it_says(
 ) -> None:
     most, n_tokens = [0], 200
     stream = watched(5_000, weakref.WeakSet(), most)
-    collected = calibrate(classifier, tokenizer, stream, n_tokens)
+    collected = calibrate(classifier, tokenizer, stream, n_tokens).inputs
     assert next(stream, None) is None  # it was read to its end, for the sample to be uniform
     assert most[0] <= n_tokens / FEWEST_TOKENS_PER_TEXT + 2
     assert sum(x.untyped_storage().nbytes() for x in collected) <= 2 * 2 * n_tokens * 16 * 4
@@ -208,8 +208,8 @@ def test_model_is_left_as_it_was(
 def test_dropout_is_off_while_it_reads(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    evaluated = calibrate(classifier.eval(), tokenizer, sentences(3), 20)
-    trained = calibrate(classifier.train(), tokenizer, sentences(3), 20)
+    evaluated = calibrate(classifier.eval(), tokenizer, sentences(3), 20).inputs
+    trained = calibrate(classifier.train(), tokenizer, sentences(3), 20).inputs
     assert all(torch.equal(a, b) for a, b in zip(evaluated, trained, strict=True))
 
 
@@ -255,8 +255,38 @@ def test_evaluating_switches_the_mode_for_a_while(training: bool) -> None:
 
 def test_encoding_cuts_to_the_length(tokenizer: PreTrainedTokenizerFast) -> None:
     encoded = encode(tokenizer, ["good " * 100, "bad"], max_length=10)
-    assert encoded["input_ids"].shape == (2, 10)
-    assert encoded["attention_mask"].sum(1).tolist() == [10, 3]
+    assert [len(ids) for ids in encoded["input_ids"]] == [10, 3]
+
+
+# ---- In batches, and again by another model
+
+
+def test_batches_hold_texts_of_like_length_and_no_more_of_them_than_needed(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> None:
+    batches = calibrate(classifier, tokenizer, texts, n_tokens=600).batches
+    lengths = [batch["attention_mask"].sum(1) for batch in batches]  # (n_texts,) each
+    ranges = sorted((int(rows.min()), int(rows.max())) for rows in lengths)
+    assert all(highest <= lowest for (_, highest), (lowest, _) in itertools.pairwise(ranges))
+    assert 600 <= sum(int(rows.sum()) for rows in lengths) < 600 + max(highest for _, highest in ranges)
+
+
+def test_another_model_is_heard_for_the_same_tokens(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> None:
+    calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
+    for layer, theirs in zip(classifier.bert.encoder.layer, calibration.inputs, strict=True):
+        assert torch.equal(calibration.heard_in(classifier, layer.intermediate, "Again"), theirs)
+
+
+def test_a_model_is_run_no_further_than_it_is_heard(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> None:
+    calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
+    first, second = classifier.bert.encoder.layer
+    with listening([second]) as beyond:
+        calibration.heard_in(classifier, first.intermediate, "Again")
+    assert not beyond
 
 
 @pytest.mark.parametrize(
