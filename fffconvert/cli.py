@@ -150,7 +150,11 @@ def run(
 @click.option("--trunk", default=0, show_default=True, help="Neurons that every token uses.")
 @click.option("--trees", default=1, show_default=True, help="Parallel trees.")
 @click.option("--emitting", is_flag=True, help="Routers are neurons too, as in UltraFastBERT.")
-@click.option("--linear", is_flag=True, help="Neurons without activation; leaves by reduced-rank regression.")
+@click.option(
+    "--linear/--nonlinear",
+    default=None,
+    help="Neurons without activation, or with the dense model's. Default: without in the narrow leaves of a tree.",
+)
 @click.option(
     "--init",
     type=click.Choice(["inputs", "neurons", "random"]),
@@ -184,7 +188,7 @@ def convert(
     trunk: int,
     trees: int,
     emitting: bool,
-    linear: bool,
+    linear: bool | None,
     init: Any,
     calibration: str | None,
     data: DataSource | None,

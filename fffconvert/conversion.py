@@ -103,6 +103,7 @@ def build(
     refuse_converted(model)
     family = family_of(model.config)
     ffns = read_ffns(model, family)
+    tree = tree.for_width(ffns[0].d_model)
     student = untrained_student(model, family, tree)
     fits = []
     for number, (ffn, place, theirs) in enumerate(

@@ -35,6 +35,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fffconvert.display import progress_bar, say
 from fffconvert.errors import UserError
+from fffconvert.fff import FFF
 from fffconvert.recipe import Training
 
 SETTINGS = "settings.json"  # in the folder of a run's checkpoints
@@ -149,8 +150,7 @@ def train(
     steps_per_epoch = -(-len(batches) // settings.gradient_accumulation)
     n_steps = settings.epochs * steps_per_epoch
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
+        parameter_groups(model, settings.learning_rate),
         weight_decay=settings.weight_decay,
         fused=True,
     )
@@ -187,6 +187,26 @@ def train(
     model.to("cpu").eval()  # type: ignore[arg-type]
     if checkpoints and accelerator.is_main_process:
         shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """The parameters to train, each with its learning rate: that of leaves is `1 / sqrt(n_leaves)` of the rest's.
+
+    A leaf sees one token in `n_leaves`, so its gradient is noisier by the root of that; Adam makes steps of
+    the same length out of signal and of noise, and the noise would undo what the closed form fitted.
+    """
+    rates = {
+        parameter: learning_rate * module.shape.n_leaves**-0.5
+        for module in model.modules()
+        if isinstance(module, FFF)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.startswith("leaf_")
+    }
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(rates.get(parameter, learning_rate), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 def report(

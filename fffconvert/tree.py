@@ -8,11 +8,12 @@ the functions take whatever supports arithmetic and comparison.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fffconvert.errors import UserError
 
+MOST_LINEAR = 0.25  # of `d_model`: wider leaves fit better with neurons
 MAX_DEPTH = 20  # a million leaves; past it a typo is likelier than a wish
 
 
@@ -37,7 +38,8 @@ class TreeShape:
         trees: Parallel trees whose outputs are summed.
         emitting: Whether the routers are neurons too: a node then adds the activation of its own score,
             times its own output weights. This is the shape of UltraFastBERT (arXiv 2311.10770).
-        linear: Whether neurons have the identity for an activation instead of the dense model's.
+        linear: Whether neurons have the identity for an activation instead of the dense model's. Not given, a
+            conversion decides (see `for_width`).
 
     Raises:
         UserError: For a number that no tree can have.
@@ -48,7 +50,7 @@ class TreeShape:
     trunk: int = 0
     trees: int = 1
     emitting: bool = False
-    linear: bool = False
+    linear: bool | None = None
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
@@ -62,8 +64,20 @@ class TreeShape:
                 limits = f"from {lowest} to {highest}" if highest is not None else f"of at least {lowest}"
                 raise UserError(f"tree.{name} is {value!r}; expected a whole number {limits}")
         for name in ("emitting", "linear"):
-            if type(getattr(self, name)) is not bool:
-                raise UserError(f"tree.{name} is {getattr(self, name)!r}; expected true or false")
+            value = getattr(self, name)
+            if type(value) is not bool and (name, value) != ("linear", None):
+                raise UserError(f"tree.{name} is {value!r}; expected true or false")
+
+    def for_width(self, d_model: int) -> TreeShape:
+        """The shape with `linear` decided for a model of this width.
+
+        Inside a leaf an FFN is nearly linear, and the best linear map of a low rank beats as many neurons. Wide
+        leaves, the dense FFN of depth 0, and nodes that emit keep the model's activation.
+        """
+        if self.linear is not None:
+            return self
+        narrow_leaves = self.leaf_width <= d_model * MOST_LINEAR
+        return replace(self, linear=self.depth > 0 and not self.emitting and narrow_leaves)
 
     @property
     def n_leaves(self) -> int:

@@ -33,7 +33,7 @@ from fffconvert.errors import UserError
 from fffconvert.evaluation import evaluate
 from fffconvert.recipe import Training
 from fffconvert.tasks import TASKS
-from fffconvert.training import EpochSampler, checkpoints_in
+from fffconvert.training import EpochSampler, checkpoints_in, parameter_groups
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(depth=2, leaf_width=2)
@@ -419,3 +419,14 @@ def test_a_batch_that_processes_cannot_share_is_refused(
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(UserError, match="batch_size is 8; expected a multiple of the 3 processes"):
         finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS)
+
+
+def test_leaves_learn_slower_by_the_root_of_their_number(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    student = convert(classifier, tokenizer, sentences(30), TreeShape(2, 3)).model
+    rates = {id(p): group["lr"] for group in parameter_groups(student, 0.4) for p in group["params"]}
+    trained = {name: rates.pop(id(p)) for name, p in student.named_parameters() if p.requires_grad}
+    assert {rate for name, rate in trained.items() if ".leaf_" in name} == {0.2}
+    assert {rate for name, rate in trained.items() if ".leaf_" not in name} == {0.4}
+    assert not rates

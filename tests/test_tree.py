@@ -183,7 +183,6 @@ def test_plain_values_make_the_shape_again(shape: TreeShape) -> None:
         ("emitting", 1),
         ("emitting", "yes"),
         ("linear", 0),
-        ("linear", None),
     ],
     ids=lambda value: str(value),
 )
@@ -196,3 +195,19 @@ def test_bad_value_is_refused_by_name(name: str, value: object) -> None:
 def test_shape_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         TreeShape(2, 2).depth = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("shape", "linear"),
+    [
+        (TreeShape(7, 12), True),
+        (TreeShape(7, 65), False),
+        (TreeShape(0, 12), False),
+        (TreeShape(11, 1, emitting=True), False),
+        (TreeShape(7, 12, linear=False), False),
+        (TreeShape(0, 12, linear=True), True),
+    ],
+    ids=str,
+)
+def test_narrow_leaves_of_a_tree_are_linear_unless_asked_otherwise(shape: TreeShape, linear: bool) -> None:
+    assert shape.for_width(256).linear is linear
