@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import MAX_LENGTH, Calibration, Text, calibrate, encode, evaluating, readable_length
+from fffconvert.calibration import (
+    MAX_LENGTH,
+    Calibration,
+    Text,
+    calibrate,
+    encode,
+    evaluating,
+    readable_length,
+)
 from fffconvert.errors import UserError
 from fffconvert.families import Family, base_of, family_of, ffn_inputs_of, read_ffns, replace_projections
 from fffconvert.fff import FFF
