@@ -149,7 +149,7 @@ def neighbourhood(leaf_of_token: Tensor, leaf: int, depth: int) -> Tensor:
     return near
 
 
-def fit_part(ffn: DenseFFN, x: Tensor, target: Tensor, width: int, linear: bool, first: bool) -> Part:
+def fit_part(ffn: DenseFFN, x: Tensor, target: Tensor, width: int, linear: bool | None, first: bool) -> Part:
     """The best small FFN found for `target` `(n_tokens, d_model)` at `x` `(n_tokens, d_model)`.
 
     Where it is the `first` part, `target` is all that the dense FFN gives; else what earlier parts left

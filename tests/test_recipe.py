@@ -75,7 +75,7 @@ def test_everything(load) -> None:
     assert recipe == Recipe(
         model="folder/of/a model",
         task="stsb",
-        tree=TreeShape(3, 4, 5, 2, emitting=True),
+        tree=TreeShape(3, 4, 5, 2, emitting=True, linear=False),
         init="neurons",
         calibration_tokens=100,
         train_rows=10,
