@@ -372,7 +372,7 @@ def finetune(
 @data_options
 @option_data_dir
 @option_max_length
-@training_options(epochs=1, learning_rate=2e-4)
+@training_options(epochs=1, learning_rate=3e-4)
 @option_seed
 @option_log_with
 def distill(

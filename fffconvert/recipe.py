@@ -35,7 +35,7 @@ class Training:
     """
 
     epochs: int = 1
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     batch_size: int = 32
     gradient_accumulation: int = 1
     warmup: float = 0.1
