@@ -29,6 +29,7 @@ from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import UserError
 from fffconvert.evaluation import Judge, value_kept
+from fffconvert.fit import Init
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Recipe
 from fffconvert.tasks import Task, check_head
@@ -89,8 +90,8 @@ def run_stages(
     """As `run`, in a folder for work in progress."""
     base, data = load_base(recipe, work, data_dir)
     stages = Stages(recipe, make_teacher(recipe, base, data, work, log_with), data, work, log_with)
-    for name, shape in students_of(recipe).items():
-        stages.make_student(name, shape)
+    for name, (shape, init) in students_of(recipe).items():
+        stages.make_student(name, shape, init)
     return publish(stages, output)
 
 
@@ -160,10 +161,15 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
     return base
 
 
-def students_of(recipe: Recipe) -> dict[str, TreeShape]:
-    """The shapes to train by name: the recipe's tree, then its controls."""
-    controls = {"removed": REMOVED, "narrow": narrow(recipe.tree)}
-    return {CONVERTED: recipe.tree, **{name: controls[name] for name in recipe.controls}}
+def students_of(recipe: Recipe) -> dict[str, tuple[TreeShape, Init]]:
+    """What to train by name, shape and start: the recipe's tree, then its controls."""
+    controls: dict[str, tuple[TreeShape, Init]] = {
+        "removed": (REMOVED, "inputs"),
+        "narrow": (narrow(recipe.tree), "inputs"),
+        "random": (recipe.tree, "random"),
+        "neurons": (recipe.tree, "neurons"),
+    }
+    return {CONVERTED: (recipe.tree, recipe.init), **{name: controls[name] for name in recipe.controls}}
 
 
 @dataclass
@@ -194,12 +200,11 @@ class Stages:
             self.teacher.pooling,
         )
 
-    def make_student(self, name: str, shape: TreeShape) -> None:
+    def make_student(self, name: str, shape: TreeShape, init: Init) -> None:
         """Converts, distils, evaluates and writes one student to the work folder, unless it is there."""
         if (self.work / name).exists():
             return
         say(f"[bold]{name}[/bold]: {shape.active_neurons:g} active neurons per token")
-        init = self.recipe.init if name == CONVERTED else "inputs"  # controls get the best start there is
         conversion = build(self.teacher.model, self.calibration, shape, init, self.recipe.seed)
         before = self.judge(conversion.model)
         distill(

@@ -14,7 +14,7 @@ import yaml
 from fffconvert.errors import UserError
 from fffconvert.tree import TreeShape
 
-Control = Literal["removed", "narrow"]
+Control = Literal["removed", "narrow", "random", "neurons"]
 
 LARGEST_SEED = 2**31 - 1  # NumPy takes twice that, and layers and processes count on from it
 
@@ -102,7 +102,8 @@ class Recipe:
         finetune: Makes the teacher from `model` first; without it `model` is the teacher.
         distill: How the student is trained.
         controls: Students given the same data, steps and seed, to compare with: `removed` has no FFN but a
-            bias, `narrow` a dense FFN with as many neurons as the tree has active.
+            bias, `narrow` a dense FFN with as many neurons as the tree has active, `random` the same tree with
+            random weights, `neurons` the same tree grown by clustering the FFN's neurons.
         seed: Decides every draw.
     """
 
