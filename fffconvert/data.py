@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fffconvert.calibration import MAX_LENGTH, Text, readable_length
 from fffconvert.display import say
-from fffconvert.encoding import class_names, texts_of, tokenized
+from fffconvert.encoding import class_names, labels_in, texts_of, tokenized
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
 from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, task_named
@@ -386,19 +386,17 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
         return ()
     named = class_names(rows.features[label])
     if config is None:
-        return tuple(named) if named else tuple(str(value) for value in distinct(rows[label]))
+        return tuple(named or distinct(kind, rows[label]))
     names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
     if named and not {name.lower() for name in named} & {name.lower() for name in names}:
         say(f"The data's labels {_some(named)} are taken by number for the model's {_some(names)}")
     return names
 
 
-def distinct(column: Iterable[Any]) -> list[Any]:
-    """The distinct labels of a column in order, of lists and of texts of tags too."""
-    values: set[Any] = set()
-    for value in column:
-        values.update(value if isinstance(value, list) else [value])
-    return sorted(values, key=lambda value: (isinstance(value, str), value))
+def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
+    """The names of the labels in a column, in order: numbers by size, then texts."""
+    found = {label for value in column for label in labels_in(kind, value) if label is not None}
+    return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
 
 
 def say_what_was_chosen(task: Task) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fffconvert.calibration import MAX_LENGTH, Text
 from fffconvert.errors import UserError
-from fffconvert.tasks import Task
+from fffconvert.tasks import Kind, Task
 
 IGNORED = -100
 """The label of a token that does not count, for PyTorch's cross-entropy as for the metrics."""
@@ -117,8 +117,7 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
         )
 
     def several(values: Any) -> list[float]:
-        names = values.split(",") if isinstance(values, str) else values  # a CSV file holds one text
-        chosen = {one(name.strip() if isinstance(name, str) else name) for name in names}
+        chosen = {one(value) for value in labels_in(task.kind, values)}
         return [float(number in chosen) for number in range(len(task.labels))]
 
     def number(value: Any) -> float:
@@ -130,6 +129,16 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
             ) from error
 
     return {"regression": number, "multi-label": several}.get(task.kind, one)
+
+
+def labels_in(kind: Kind, value: Any) -> list[Any]:
+    """The labels in one row: where there may be several, a CSV file holds them as one text."""
+    if kind not in ("tokens", "multi-label"):
+        return [value]
+    if isinstance(value, str):
+        parts = value.split() if kind == "tokens" else value.split(",")
+        return [part.strip() for part in parts if part.strip()]
+    return list(value or [])
 
 
 def class_names(feature: Any) -> list[str] | None:
@@ -152,7 +161,7 @@ def _tags(
     aligned = []
     for row, spans in enumerate(offsets):
         n_words = len(words[row])
-        tags = [0] * n_words if given is None else [code(tag) for tag in _split(given[row])]
+        tags = [0] * n_words if given is None else [code(tag) for tag in labels_in(task.kind, given[row])]
         if len(tags) != n_words:
             raise UserError(
                 f"{task.name}: a row has {n_words} words and {len(tags)} tags in {task.label!r}; "
@@ -168,8 +177,8 @@ def _tags(
     return aligned
 
 
-def _split(value: Any) -> list[Any]:
-    """Words or tags as a list; a CSV file holds them as one text with spaces between."""
+def _split(value: str | list[str]) -> list[str]:
+    """Words as a list; a CSV file holds them as one text with spaces between."""
     return value.split() if isinstance(value, str) else list(value)
 
 

@@ -1,0 +1,459 @@
+"""One's own data: which columns, which labels, which rows; and one line for what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SPECIAL, WORDS, sentences, tiny_config
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from transformers import PreTrainedTokenizerFast
+
+import fffconvert.data
+from fffconvert.data import asked_for, load_source, read_data, read_texts, read_validations
+from fffconvert.encoding import IGNORED
+from fffconvert.errors import UserError
+from fffconvert.recipe import DataSource
+from fffconvert.tasks import TASKS
+
+HEADS = {
+    "classification": "BertForSequenceClassification",
+    "tokens": "BertForTokenClassification",
+    "question": "BertForQuestionAnswering",
+    "masked": "BertForMaskedLM",
+    "embedding": "BertModel",
+}
+
+
+def config_for(kind: str, **changes: Any) -> Any:
+    return tiny_config(architectures=[HEADS[kind]], **changes)
+
+
+def write_jsonl(file: Path, columns: dict[str, list[Any]]) -> DataSource:
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return DataSource(str(file))
+
+
+def reviews(n: int = 12, seed: int = 0) -> dict[str, list[Any]]:
+    texts = sentences(n, seed)
+    return {
+        "id": list(range(n)),
+        "review": texts,
+        "sentiment": ["good" if "good" in t else "poor" for t in texts],
+    }
+
+
+# ---- Where rows come from
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_files_of_every_kind(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, ending: str) -> None:
+    file, columns = tmp_path / f"own-reviews.{ending}", reviews()
+    rows = Dataset.from_dict(columns)
+    if ending == "parquet":
+        rows.to_parquet(file)
+    elif ending.startswith("json"):
+        rows.to_json(file, lines=ending == "jsonl")
+    else:
+        rows.to_csv(file, sep="\t" if ending == "tsv" else ",")
+    data = read_data(DataSource(str(file)), tokenizer, None)
+    assert data.task.columns == ("review",)
+    assert data.task.labels == ("good", "poor")
+    assert data.texts == columns["review"]
+    assert data.rows["labels"] == [int(label == "poor") for label in columns["sentiment"]]
+    assert data.validations == {}
+
+
+def test_a_folder_has_a_split_for_each_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    for split, n in (("train", 12), ("validation", 5), ("test", 7)):
+        Dataset.from_dict(reviews(n)).to_csv(tmp_path / f"{split}.csv")
+    source = DataSource(str(tmp_path))
+    data = read_data(source, tokenizer, None, held_out=1)
+    assert len(data.rows) == 12
+    assert {name: len(rows) for name, rows in data.validations.items()} == {"validation": 5}
+    assert data.task.validations == ("validation",)
+    named = DataSource(str(tmp_path), validation="test", train="validation")
+    data = read_data(named, tokenizer, None, held_out=1)
+    assert len(data.rows) == 5
+    assert {name: len(rows) for name, rows in data.validations.items()} == {"test": 7}
+
+
+def test_a_saved_dataset(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    saved = DatasetDict(train=Dataset.from_dict(reviews()), test=Dataset.from_dict(reviews(5)))
+    saved.save_to_disk(tmp_path / "saved")
+    data = read_data(DataSource(str(tmp_path / "saved")), tokenizer, None, held_out=1)
+    assert {name: len(rows) for name, rows in data.validations.items()} == {"test": 5}
+
+
+def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(*args: Any) -> DatasetDict:
+        asked.append(args)
+        rows = Dataset.from_dict({"text": sentences(6), "label": [0, 1, 1, 0, 1, 0]})
+        return DatasetDict(
+            train=rows.cast_column("label", ClassLabel(names=["neg", "pos"])), unsupervised=rows
+        )
+
+    monkeypatch.setattr(fffconvert.data, "load_dataset", load_dataset)
+    source = DataSource("user/reviews", subset="english")
+    data = read_data(source, tokenizer, None)
+    assert asked == [("user/reviews", "english")]
+    assert data.task.name == "user/reviews"
+    assert data.task.labels == ("neg", "pos")
+    assert data.rows["labels"] == [0, 1, 1, 0, 1, 0]
+
+
+def test_rows_are_held_out_where_there_is_no_split_for_it(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = write_jsonl(
+        tmp_path / "own.jsonl", {"text": [f"good {i}" for i in range(10)], "label": [0, 1] * 5}
+    )
+    data = read_data(source, tokenizer, None, held_out=3, train_rows=4)
+    assert len(data.texts) == len(data.rows) == 4
+    assert len(data.validations["held_out"]) == 3
+    again = read_data(source, tokenizer, None, held_out=3, train_rows=4)
+    assert again.texts == data.texts
+    assert read_data(source, tokenizer, None, held_out=3, train_rows=4, seed=1).texts != data.texts
+    everything = read_data(source, tokenizer, None, held_out=3)
+    assert len(everything.texts) == 7
+    with pytest.raises(UserError, match="has 10 rows; expected more than the 10 to hold out"):
+        read_data(source, tokenizer, None, held_out=10)
+
+
+def test_a_single_file_is_evaluated_whole(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(9), "label": [0, 1, 0] * 3})
+    task, validations = read_validations(source, tokenizer, config_for("classification"))
+    assert task.validations == ("own.jsonl",)
+    assert len(validations["own.jsonl"]) == 9
+
+
+def test_glue_is_a_row_of_the_same_type(glue: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    ours = DataSource(str(glue / "sst2"), text=("sentence",), label="label")
+    data = read_data(TASKS["sst2"], tokenizer, None, data_dir=glue, held_out=1)
+    own = read_data(ours, tokenizer, config_for("classification"), held_out=1)
+    assert own.texts == data.texts
+    assert own.rows[:] == data.rows[:]
+    assert own.validations["validation"][:] == data.validations["validation"][:]
+
+
+def test_text_files_and_own_text_are_the_same(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    file = tmp_path / "own.txt"
+    file.write_text("the film\n\n  a book  \nsaw it\n", encoding="utf-8")
+    config = config_for("embedding")
+    data = read_data(file, tokenizer, config)
+    assert sorted(data.texts) == ["a book", "saw it", "the film"]
+    assert data.task.name == "text"
+    assert list(read_texts(file, config)) == list(read_texts(DataSource(str(file)), config))
+
+
+# ---- What cannot be read
+
+
+def test_no_hub_is_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(
+        UserError, match=r"user/reviews could not be read .* from the Hub; .*name a file"
+    ) as error:
+        read_data(DataSource("user/reviews"), tokenizer, None)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing.csv", "nothing.csv does not exist; expected a folder, a file that ends with .csv"),
+        ("./nothing", "nothing does not exist"),
+        ("picture.png", "picture.png cannot be read; expected a folder, a file that ends with"),
+        ("broken.parquet", "broken.parquet could not be read"),
+        ("broken.jsonl", "broken.jsonl could not be read"),
+        ("empty.csv", "empty.csv could not be read"),
+        ("empty", "empty could not be read"),
+    ],
+)
+def test_data_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("picture.png", "broken.parquet", "broken.jsonl"):
+        Path(name).write_text("{ no", encoding="utf-8")
+    Path("empty.csv").touch()
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match=message) as error:
+        load_source(DataSource(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": ("body",)}, "has no column 'body'; it has id, title, label"),
+        ({"label": "stars"}, "has no column 'stars'; it has id, title, label"),
+        ({"text": ("title", "id", "label")}, "3 text columns; a model reads one or two"),
+        ({"text": ("id",)}, "row 0 has id 0; expected text"),
+        ({"train": "training"}, "has no split 'training'; it has own.jsonl"),
+    ],
+)
+def test_columns_that_are_not_there(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, changes: dict[str, Any], message: str
+) -> None:
+    columns = {"id": [0, 1], "title": ["good", "bad"], "label": [0, 1]}
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    with pytest.raises(UserError, match=message):
+        read_data(DataSource(source.path, **changes), tokenizer, None)
+
+
+def test_columns_that_cannot_be_guessed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"first": ["a"], "second": ["b"], "label": [0]})
+    with pytest.raises(
+        UserError, match=r"which column holds the text\? It has first, second, label; name it with --text-c"
+    ):
+        read_data(source, tokenizer, None)
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": ["a"], "kind": ["b"]})
+    with pytest.raises(
+        UserError, match=r"which column holds the labels\? It has text, kind; name it with --label-column"
+    ):
+        read_data(source, tokenizer, None)
+    with pytest.raises(UserError, match=r"which column holds the question and which its context\?"):
+        read_data(source, tokenizer, config_for("question"))
+
+
+def test_several_splits_and_none_to_train_on(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    for split in ("validation", "test"):
+        Dataset.from_dict(reviews(5)).to_csv(tmp_path / f"{split}.csv")
+    with pytest.raises(UserError, match="has the splits validation, test; say which with --split"):
+        read_data(DataSource(str(tmp_path)), tokenizer, None)
+
+
+def test_a_row_without_text_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("text,label\ngood,1\n,0\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"own.csv: row 1 has text None; expected text"):
+        read_data(DataSource(str(file)), tokenizer, None)
+
+
+def test_only_one_of_task_text_and_data() -> None:
+    assert asked_for("sst2", None, None) is TASKS["sst2"]
+    assert asked_for(None, "a.txt", None) == Path("a.txt")
+    assert asked_for(None, None, DataSource("a.csv")) == DataSource("a.csv")
+    for several in ((None, None, None), ("sst2", "a.txt", None), ("sst2", None, DataSource("a.csv"))):
+        with pytest.raises(UserError, match="name either a task, a text file, or data of your own"):
+            asked_for(*several)
+
+
+# ---- Columns and labels
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "text", "label"),
+    [
+        ({"text": ["a"], "label": [1]}, "classification", ("text",), "label"),
+        ({"Sentence": ["a"], "Label": ["x"]}, "classification", ("Sentence",), "Label"),
+        (
+            {"premise": ["a"], "hypothesis": ["b"], "label": [1]},
+            "classification",
+            ("premise", "hypothesis"),
+            "label",
+        ),
+        ({"note": ["a"], "target": [1]}, "classification", ("note",), "target"),
+        ({"text": ["a"], "score": [0.5]}, "regression", ("text",), "score"),
+        ({"text": ["a"], "labels": [["x", "y"]]}, "multi-label", ("text",), "labels"),
+        ({"tokens": [["a"]], "ner_tags": [["O"]], "text": ["a"]}, "tokens", ("tokens",), "ner_tags"),
+        ({"words": ["a b"], "tags": ["O O"]}, "tokens", ("words",), "tags"),
+        (
+            {"context": ["a b"], "question": ["a"], "answers": [{"text": ["b"], "answer_start": [2]}]},
+            "question",
+            ("question", "context"),
+            "answers",
+        ),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_guessed(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    columns: dict[str, list[Any]],
+    kind: str,
+    text: tuple[str, ...],
+    label: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    task = read_data(source, tokenizer, None).task
+    assert (task.kind, task.columns, task.label) == (kind, text, label)
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(repr(column) in said for column in (*text, label))
+    assert kind in said
+
+
+def encoded_labels(tmp_path: Path, tokenizer: Any, config: Any, labels: list[Any]) -> list[Any]:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(len(labels)), "label": labels})
+    return list(read_data(source, tokenizer, config).rows["labels"])
+
+
+def test_labels_of_a_model_that_is_there(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Names count, in the model's order and whatever their case; numbers are the model's own."""
+    config = config_for("classification", id2label={0: "Positive", 1: "NEGATIVE", 2: "mixed"})
+    assert encoded_labels(tmp_path, tokenizer, config, ["negative", "positive", "MIXED"]) == [1, 0, 2]
+    assert encoded_labels(tmp_path, tokenizer, config, [2, 0, 1]) == [2, 0, 1]
+    for wrong in (["dreadful"], [3], [-1], [None]):
+        with pytest.raises(UserError, match=r"in column 'label' is no label; expected one of Positive, NEG"):
+            encoded_labels(tmp_path, tokenizer, config, wrong)
+
+
+def test_numbers_that_are_names(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    stars = config_for("classification", id2label={i: str(i + 1) for i in range(5)})
+    assert encoded_labels(tmp_path, tokenizer, stars, [1, 5, 3]) == [0, 4, 2]
+    assert encoded_labels(tmp_path, tokenizer, None, [30, 4, 30]) == [1, 0, 1]  # a new head: 4, then 30
+
+
+def test_named_classes_are_matched_by_name(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    rows = Dataset.from_dict({"text": sentences(3), "label": [0, 1, 1]}, features=features)
+    DatasetDict(train=rows).save_to_disk(tmp_path / "saved")
+    source = DataSource(str(tmp_path / "saved"))
+    turned = config_for("classification", id2label={0: "POS", 1: "NEG"})
+    assert list(read_data(source, tokenizer, turned).rows["labels"]) == [1, 0, 0]
+    assert "by number" not in capsys.readouterr().err
+    strange = config_for("classification", id2label={0: "bad", 1: "good"})
+    assert list(read_data(source, tokenizer, strange).rows["labels"]) == [0, 1, 1]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The data's labels neg, pos are taken by number for the model's bad, good" in said
+
+
+def test_regression(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = config_for("classification", num_labels=1)
+    assert encoded_labels(tmp_path, tokenizer, config, [1, 2]) == [1.0, 2.0]
+    with pytest.raises(UserError, match="'x' in column 'label' is no number; the model's head gives one"):
+        encoded_labels(tmp_path, tokenizer, config, ["x"])
+
+
+def test_several_labels(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(3), "labels": [["b", "a"], [], ["c"]]})
+    data = read_data(source, tokenizer, None)
+    assert data.task.labels == ("a", "b", "c")
+    assert list(data.rows["labels"]) == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    config = config_for(
+        "classification", id2label={0: "c", 1: "b"}, problem_type="multi_label_classification"
+    )
+    file = tmp_path / "own.csv"
+    file.write_text('text,labels\ngood,"b, c"\nbad,c\n', encoding="utf-8")
+    assert list(read_data(DataSource(str(file)), tokenizer, config).rows["labels"]) == [[1, 1], [1, 0]]
+
+
+def test_labels_are_not_looked_at_where_they_are_not_wanted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(3), "label": ["x", "y", "z"]})
+    data = read_data(source, tokenizer, config_for("classification"), labelled=False)
+    assert "labels" not in data.rows.column_names
+    assert not data.task.is_labelled
+
+
+def test_an_encoder_reads_text_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", reviews())
+    task, validations = read_validations(source, tokenizer, config_for("embedding"))
+    assert (task.kind, task.label) == ("embedding", None)
+    assert "labels" not in validations["own.jsonl"].column_names
+
+
+# ---- Tokens
+
+
+def test_tags_stand_at_the_first_token_of_a_word(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """This tokenizer splits `film-book` in three; `New York` is one word of two."""
+    words = [["the", "film-book", "good"], ["saw", "New York"]]
+    source = write_jsonl(
+        tmp_path / "own.jsonl", {"tokens": words, "ner_tags": [["O", "B-X", "I-X"], ["O", "B-X"]]}
+    )
+    data = read_data(source, tokenizer, None)
+    assert data.task.labels == ("B-X", "I-X", "O")
+    assert data.task.metrics[0] == "entity_f1"
+    b, i, o, no = 0, 1, 2, IGNORED
+    assert list(data.rows["labels"]) == [[no, o, b, no, no, i, no], [no, o, b, no, no]]
+    assert data.texts == ["the film-book good", "saw New York"]
+
+    config = config_for("tokens", id2label={0: "O", 1: "B-X", 2: "I-X"})
+    assert read_data(source, tokenizer, config).rows["labels"][0] == [no, 0, 1, no, no, 2, no]
+    unlabelled = read_data(source, tokenizer, config, labelled=False).rows["labels"]
+    assert unlabelled[0] == [no, 0, 0, no, no, 0, no]
+
+    short = read_data(source, tokenizer, None, max_length=4).rows["labels"]
+    assert short[0] == [no, o, b, no]
+
+
+def test_words_and_tags_of_a_csv_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("words,tags\nthe  film good,DET NOUN ADJ\nsaw it,VERB\n", encoding="utf-8")
+    with pytest.raises(UserError, match="a row has 2 words and 1 tags in 'tags'; expected one tag for each"):
+        read_data(DataSource(str(file)), tokenizer, None)
+    file.write_text("words,tags\nthe  film good,DET NOUN ADJ\n", encoding="utf-8")
+    data = read_data(DataSource(str(file)), tokenizer, None)
+    assert data.task.labels == ("ADJ", "DET", "NOUN")
+    assert data.task.metrics == ("accuracy", "macro_f1")
+    assert list(data.rows["labels"]) == [[IGNORED, 1, 2, 0, IGNORED]]
+
+
+def test_answers_are_found_in_the_context(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    context = "the film was very good"  # tokens: [CLS] saw [SEP] the film was very good [SEP]
+    columns = {
+        "question": ["saw"] * 3,
+        "context": [context] * 3,
+        "answers": [
+            {"text": ["very good", "good"], "answer_start": [13, 18]},
+            {"text": [], "answer_start": []},
+            {"text": ["the"], "answer_start": [0]},
+        ],
+    }
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    rows = read_data(source, tokenizer, None).rows
+    assert list(rows["start_positions"]) == [6, 0, 3]
+    assert list(rows["end_positions"]) == [7, 0, 3]
+    short = read_data(source, tokenizer, None, max_length=8).rows  # `good` is cut off
+    assert list(short["start_positions"]) == [0, 0, 3]
+
+
+def test_masks(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    file = tmp_path / "own.txt"
+    file.write_text("\n".join(sentences(50)), encoding="utf-8")
+    config = config_for("masked")
+    rows = read_data(file, tokenizer, config).rows
+    plain = read_data(file, tokenizer, config_for("embedding")).rows
+    for masked, labels, ids in zip(rows["input_ids"], rows["labels"], plain["input_ids"], strict=True):
+        hidden = [place for place, label in enumerate(labels) if label != IGNORED]
+        assert len(hidden) == max(1, round(0.15 * (len(ids) - 2)))
+        for place, token in enumerate(ids):
+            assert masked[place] == (tokenizer.mask_token_id if place in hidden else token)
+            assert labels[place] == (token if place in hidden else IGNORED)
+            assert place not in hidden or token >= len(SPECIAL)
+    assert read_data(file, tokenizer, config).rows["labels"][:] == rows["labels"][:]
+    assert read_data(file, tokenizer, config, seed=1).rows["labels"][:] != rows["labels"][:]
+
+
+# ---- How long
+
+
+def test_texts_are_cut_where_asked(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": [" ".join(WORDS * 20)], "label": [0]})
+
+    def length(**settings: Any) -> int:
+        config = config_for("classification", max_position_embeddings=300)
+        return int(read_data(source, tokenizer, config, **settings).rows["length"][0])
+
+    assert length() == 128
+    assert length(max_length=7) == 7
+    assert length(max_length=250) == 250
+
+
+def test_a_model_that_reads_less_says_so(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": [" ".join(WORDS * 20)], "label": [0]})
+    data = read_data(source, tokenizer, config_for("classification"), max_length=200)
+    assert data.rows["length"][0] == 64
+    assert "Texts are cut at 64 tokens: the model reads no more" in " ".join(capsys.readouterr().err.split())
