@@ -23,6 +23,7 @@ from fffconvert.options import (
     option_json,
     option_log_with,
     option_max_length,
+    option_min_retention,
     option_seed,
     option_size,
     training_options,
@@ -107,6 +108,7 @@ def main() -> None:
 @option_data_dir
 @click.option("--resume", is_flag=True, help="Go on with a run that was killed, from its last checkpoint.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
+@option_min_retention
 @option_log_with
 @option_json
 def run(
@@ -116,6 +118,7 @@ def run(
     data_dir: Path | None,
     resume: bool,
     overrides: tuple[str, ...],
+    min_retention: float | None,
     log_with: str | None,
     json_file: Path | None,
 ) -> None:
@@ -128,9 +131,11 @@ def run(
     """
     from fffconvert.recipe import load_recipe
 
-    recipe = load_recipe(recipe_file, (*overrides, *((f"model={json.dumps(model)}",) if model else ())))
+    given = {"model": model, "min_retention": min_retention}
+    named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
+    recipe = load_recipe(recipe_file, (*overrides, *named))
     with quiet_libraries():
-        from fffconvert import pipeline
+        from fffconvert import evaluation, pipeline
 
         result = pipeline.run(recipe, output, data_dir=data_dir, resume=resume, log_with=log_with)
     show_comparison(result.report)
@@ -140,6 +145,8 @@ def run(
         + (f", its teacher in {result.teacher}" if result.teacher else "")
     )
     write_json(json_file, result.report)
+    retention = result.report["scores"]["retention"]
+    evaluation.require_retention(retention, recipe.min_retention, result.output / "report.json")
 
 
 @main.command()
@@ -447,6 +454,7 @@ def checkpoints_of(output: Path) -> Path:
 @click.option("--teacher", metavar="MODEL", help="The dense original, for retention and agreement.")
 @option_data_dir
 @option_max_length
+@option_min_retention
 @option_json
 def evaluate(
     model: str,
@@ -456,6 +464,7 @@ def evaluate(
     teacher: str | None,
     data_dir: Path | None,
     max_length: int,
+    min_retention: float | None,
     json_file: Path | None,
 ) -> None:
     """Score MODEL on a task or your own data, beside its teacher and for how many neurons.
@@ -472,6 +481,8 @@ def evaluate(
         from fffconvert.data import asked_for, read_validations
         from fffconvert.tasks import Task, as_asked_of, check_head
 
+        if min_retention is not None and teacher is None:
+            raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
         asked = asked_for(task, text, data)
         loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
         asked = as_asked_of(loaded.model.config, asked) if isinstance(asked, Task) else asked
@@ -489,6 +500,7 @@ def evaluate(
         )
     show_scores(model, scores.to_dict())
     write_json(json_file, scores.to_dict())
+    evaluation.require_retention(scores.retention, min_retention, json_file)
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,21 @@ class Scores:
 def value_kept(student: float, removed: float, teacher: float) -> float | None:
     """The FFN's value that a student keeps: 0 for no FFN, 1 for the teacher; none where they are equal."""
     return (student - removed) / (teacher - removed) if teacher != removed else None
+
+
+def require_retention(retention: float | None, least: float | None, report: Path | None) -> None:
+    """Raises a `UserError` for a retention below the one asked for; the line says where the report is.
+
+    Args:
+        retention: The student's score divided by the teacher's; none where that has no meaning.
+        least: What was asked for; none asks for nothing.
+        report: The file that holds all that was measured.
+    """
+    if least is None or (retention is not None and retention >= least):
+        return
+    found = "cannot be told" if retention is None else f"is {100 * retention:.2f}%"
+    where = f"; the report is in {report}" if report else ""
+    raise UserError(f"retention {found}; at least {100 * least:.2f}% was asked for{where}")
 
 
 def active_neurons(config: PreTrainedConfig) -> float:

@@ -118,6 +118,13 @@ def option_max_length(command: Command) -> Command:
     )
 
 
+def option_min_retention(command: Command) -> Command:
+    """Adds `--min-retention SHARE`."""
+    text = "Fail, when all is written, below this share of the teacher's score, such as 0.98."
+    kind = click.FloatRange(0, 1, min_open=True)
+    return click.option("--min-retention", type=kind, metavar="SHARE", help=text)(command)
+
+
 def decorated(command: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:
     """Adds options so that `--help` lists them in the order given."""
     for option in reversed(options):
