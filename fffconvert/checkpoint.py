@@ -88,16 +88,22 @@ def load_for_task(name: str, task: Task, seed: int) -> Loaded:
     if modeling.is_converted(config):
         raise UserError(f"{name} is a converted model; a teacher is dense")
     family_of(config)
+    cls = give_head(config, task)
+    transformers.set_seed(seed)  # a new head is drawn
+    model = load_weights(name, config, cls, new_head=True)
+    return Loaded(name, model, load_tokenizer(name, config))
+
+
+def give_head(config: PreTrainedConfig, task: Task) -> Any:
+    """The class of a model of this configuration with the head that a task asks for; `config` is told of it."""
     config.num_labels = task.n_outputs
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     if task.kind == "multi-label":
         config.problem_type = "multi_label_classification"
-    transformers.set_seed(seed)  # a new head is drawn
-    cls = getattr(transformers, f"AutoModel{HEAD_OF[task.kind]}")
-    model = load_weights(name, config, cls, new_head=True)
-    return Loaded(name, model, load_tokenizer(name, config))
+    auto = getattr(transformers, f"AutoModel{HEAD_OF[task.kind]}")
+    return auto._model_mapping[type(config)]
 
 
 def load_config(name: str) -> PreTrainedConfig:

@@ -20,6 +20,7 @@ from fffconvert.options import (
     TASK_HELP,
     data_options,
     option_data_dir,
+    option_dry_run,
     option_json,
     option_log_with,
     option_max_length,
@@ -109,6 +110,7 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Go on with a run that was killed, from its last checkpoint.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
 @option_min_retention
+@option_dry_run
 @option_log_with
 @option_json
 def run(
@@ -119,6 +121,7 @@ def run(
     resume: bool,
     overrides: tuple[str, ...],
     min_retention: float | None,
+    dry_run: bool,
     log_with: str | None,
     json_file: Path | None,
 ) -> None:
@@ -137,6 +140,9 @@ def run(
     with quiet_libraries():
         from fffconvert import evaluation, pipeline
 
+        if dry_run:
+            show_estimate(recipe.model, pipeline.plan(recipe, data_dir).to_dict(), json_file)
+            return
         result = pipeline.run(recipe, output, data_dir=data_dir, resume=resume, log_with=log_with)
     show_comparison(result.report)
     show_latency(result.report["latency"])
@@ -186,6 +192,7 @@ def run(
 )
 @option_seed
 @click.option("--int8", is_flag=True, help="Store the attention's projections in int8; not for training.")
+@option_dry_run
 @option_json
 def convert(
     model: str,
@@ -204,6 +211,7 @@ def convert(
     calibration_tokens: int,
     seed: int,
     int8: bool,
+    dry_run: bool,
     json_file: Path | None,
 ) -> None:
     """Replace every FFN of MODEL by a tree grown from its weights: closed form, no training.
@@ -218,8 +226,16 @@ def convert(
 
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     with quiet_libraries():
-        from fffconvert import checkpoint, conversion
+        from fffconvert import checkpoint, conversion, estimate
 
+        if dry_run and int8:
+            raise UserError("--dry-run knows no sizes of --int8; leave that one out")
+        if dry_run:
+            config = checkpoint.load_config(model)
+            head = checkpoint.head_class(model, config)
+            found = estimate.estimate(head, config, tree, init, estimate.Work(calibration_tokens))
+            show_estimate(model, found.to_dict(), json_file)
+            return
         checkpoint.refuse_existing(output)
         loaded = checkpoint.load(model)
         made = conversion.convert(
@@ -616,6 +632,27 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> None:
     display.table(f"{'Would send' if dry_run else 'Sent'} to {repo_id}", ["file", "size"], rows)
     if pushed.url:
         display.say(pushed.url)
+
+
+def show_estimate(model: str, found: dict[str, Any], json_file: Path | None) -> None:
+    """What a dry run found."""
+    arrow = "{} → {}".format
+    sizes = (f"{found[name] / 1e6:.1f} MB" for name in ("bytes_before", "bytes_after"))
+    display.table(
+        f"{model}: what would be made",
+        ["", ""],
+        [
+            ("layers to convert", found["n_layers"]),
+            ("active neurons", f"{found['active_neurons']:g} of {found['dense_neurons']}"),
+            ("active share", percent(found["share"])),
+            ("parameters", arrow(f"{found['parameters_before']:,}", f"{found['parameters_after']:,}")),
+            ("model.safetensors", arrow(*sizes)),
+            ("memory, without activations", f"{found['memory_bytes'] / 1e9:.2f} GB"),
+            *((f"time: {stage}", f"{seconds / 60:.1f} min") for stage, seconds in found["seconds"].items()),
+        ],
+    )
+    display.say("Nothing was written")
+    write_json(json_file, found)
 
 
 def percent(value: float | None) -> str | None:

@@ -110,6 +110,12 @@ def data_options(command: Command) -> Command:
     return decorated(with_source, options)
 
 
+def option_dry_run(command: Command) -> Command:
+    """Adds `--dry-run`."""
+    text = "Only show what would be made: sizes, active share, expected memory and time. Writes nothing."
+    return click.option("--dry-run", is_flag=True, help=text)(command)
+
+
 def option_max_length(command: Command) -> Command:
     """Adds `--max-length N`."""
     text = "Cut texts at so many tokens."

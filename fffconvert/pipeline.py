@@ -15,6 +15,8 @@ from typing import Any
 from fffconvert.calibration import Calibration, calibrate
 from fffconvert.checkpoint import (
     Loaded,
+    give_head,
+    head_class,
     load,
     load_config,
     load_for_task,
@@ -28,6 +30,7 @@ from fffconvert.data import Data, asked_for, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import UserError
+from fffconvert.estimate import Estimate, Work, estimate
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.fit import Init
 from fffconvert.latency import benchmark
@@ -123,14 +126,20 @@ def teacher_folder(output: Path) -> Path:
 
 def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded, Data]:
     """The dense model to start from, with a head for its data: the recipe's, or the teacher made of it."""
-    asked = asked_for(recipe.task, recipe.text, recipe.data)
     made = (work / TEACHER).exists()
-    new_head = recipe.finetune is not None and not made
-    name = str(work / TEACHER) if made else recipe.model
+    name, new_head = str(work / TEACHER) if made else recipe.model, recipe.finetune is not None and not made
+    data = read_recipe_data(recipe, name, new_head, data_dir)
+    base = load_for_task(name, data.task, recipe.seed) if new_head else load(name)
+    return replace(base, name=recipe.model), data
+
+
+def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path | None) -> Data:
+    """What a recipe trains and evaluates on, as the model called `name` takes it; its head may be still to make."""
     config = load_config(name)
+    asked = asked_for(recipe.task, recipe.text, recipe.data)
     if not new_head:
         check_head(asked if isinstance(asked, Task) else None, config, recipe.model)
-    data = read_data(
+    return read_data(
         asked,
         load_tokenizer(name, config),
         None if new_head else config,
@@ -140,8 +149,26 @@ def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded
         max_length=recipe.max_length,
         seed=recipe.seed,
     )
-    base = load_for_task(name, data.task, recipe.seed) if new_head else load(name)
-    return replace(base, name=recipe.model), data
+
+
+def plan(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
+    """What a recipe would make and cost. Reads its model's configuration and its data, and writes nothing.
+
+    Raises:
+        UserError: As `run` does.
+    """
+    new_head = recipe.finetune is not None
+    data = read_recipe_data(recipe, recipe.model, new_head, data_dir)
+    config = load_config(recipe.model)
+    head = give_head(config, data.task) if new_head else head_class(recipe.model, config)
+    n_tokens = sum(data.rows["length"])
+    work = Work(
+        calibration_tokens=min(recipe.calibration_tokens, n_tokens),
+        finetune_tokens=n_tokens * recipe.finetune.epochs if recipe.finetune else 0,
+        distill_tokens=n_tokens * recipe.distill.epochs,
+        students=len(students_of(recipe)),
+    )
+    return estimate(head, config, recipe.tree, recipe.init, work)
 
 
 def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with: str | None) -> Loaded:

@@ -85,6 +85,7 @@ def teacher_for(kind: str) -> str:
     return "teacher"
 
 
+STEPS = ("--epochs", 3, "--batch-size", 16, "--learning-rate", 1e-3)
 TREE = ("--depth", 2, "--leaf-width", 4, "--calibration-tokens", 300)
 
 
@@ -93,7 +94,7 @@ def test_the_whole_way(home: Path, kind: str) -> None:
     teacher, data = teacher_for(kind), f"{kind}.jsonl"
     assert kind_of(checkpoint.load_config(teacher)) == kind
     done("convert", teacher, "student", "--data", data, *TREE)
-    done("distill", "student", "distilled", "--teacher", teacher, "--data", data, "--learning-rate", 3e-3)
+    done("distill", "student", "distilled", "--teacher", teacher, "--data", data, *STEPS)
     assert loss_of("distilled", teacher, data) < loss_of("student", teacher, data)
     done("evaluate", "distilled", "--data", data, "--teacher", teacher, "--json", "scores.json")
     scores = json.loads(Path("scores.json").read_text())

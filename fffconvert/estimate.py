@@ -1,0 +1,183 @@
+"""What a conversion would make and cost, before anything is made or written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from fffconvert.dense import DenseFFN
+from fffconvert.errors import UserError
+from fffconvert.families import family_of, read_ffns
+from fffconvert.fit import Init, fit_layer
+from fffconvert.modeling import config_class, config_with, dense_neurons, is_converted, model_class
+from fffconvert.tree import TreeShape
+
+SAMPLES = (2048, 8192)  # tokens that one layer is fitted on, to tell what each token adds
+BATCH, LENGTH = 4, 64  # of the texts that the models are timed on
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to do.
+
+    Attributes:
+        calibration_tokens: Tokens that the trees are grown on.
+        finetune_tokens: Tokens that the teacher is trained on, over all epochs.
+        distill_tokens: Tokens that each student is trained on, over all epochs.
+        students: Students to make: the converted model and the controls.
+    """
+
+    calibration_tokens: int
+    finetune_tokens: int = 0
+    distill_tokens: int = 0
+    students: int = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What would come of a conversion.
+
+    Attributes:
+        n_layers: Layers whose FFNs are replaced.
+        active_neurons: Neurons that one token uses in a layer, and
+        dense_neurons: in the dense FFN;
+        share: their ratio.
+        parameters_before: Numbers that the dense model stores; those that are shared count once.
+        parameters_after: The converted one, routers included.
+        bytes_before: Size of the dense model's weights, and
+        bytes_after: of the converted one's.
+        memory_bytes: The most that is held at a time: both models, the calibration inputs (float32, twice
+            while they are put together), and, where a student is trained, its gradients and AdamW's two
+            moments. Activations come on top; they grow with the batch.
+        seconds: By stage: tokens times the time of a token, measured here and now on models of this size
+            with random weights; of a layer's fit a line through two short ones. Loading and evaluation
+            come on top.
+    """
+
+    n_layers: int
+    active_neurons: float
+    dense_neurons: int
+    share: float
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    memory_bytes: int
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` holds them."""
+        return asdict(self)
+
+
+def estimate(
+    head: type[PreTrainedModel], config: PreTrainedConfig, tree: TreeShape, init: Init, work: Work
+) -> Estimate:
+    """Sizes from the configuration alone; times by measuring for some seconds.
+
+    Args:
+        head: The class of the dense model.
+        config: Its configuration.
+        tree: The shape of every layer.
+        init: What would be clustered.
+        work: How much there is to do.
+
+    Raises:
+        UserError: For a model that cannot be converted, or a shape that it cannot fill.
+    """
+    if is_converted(config):
+        raise UserError(f"{config.model_type}: this model is converted already; expected a dense one")
+    family = family_of(config)
+    converted = config_with(config, config_class(family), fff=tree.to_dict())
+    torch.manual_seed(0)
+    dense, student = head(config).eval(), model_class(head)(converted).eval()  # type: ignore[arg-type]
+    ffns = read_ffns(dense, family)
+    itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
+    before, after = stored(dense), stored(student)
+    n_layers, d_model = len(ffns), ffns[0].d_model
+    inputs = n_layers * work.calibration_tokens * d_model * 4
+    trained = work.distill_tokens > 0
+    return Estimate(
+        n_layers=n_layers,
+        active_neurons=tree.active_neurons,
+        dense_neurons=dense_neurons(config),
+        share=tree.active_neurons / dense_neurons(config),
+        parameters_before=before,
+        parameters_after=after,
+        bytes_before=before * itemsize,
+        bytes_after=after * itemsize,
+        memory_bytes=(before + after) * itemsize + max(2 * inputs, inputs + 3 * after * 4 * trained),
+        seconds=times(dense, student, ffns[0], tree, init, work, n_layers),
+    )
+
+
+def stored(model: PreTrainedModel) -> int:
+    """Numbers that `model.safetensors` would hold: parameters that are shared count once."""
+    parameters = {id(tensor): tensor for _, tensor in model.named_parameters()}
+    names = dict(model.named_parameters(remove_duplicate=False))
+    buffers = [tensor for name, tensor in model.state_dict().items() if name not in names]
+    return sum(tensor.numel() for tensor in [*parameters.values(), *buffers])
+
+
+def times(
+    dense: PreTrainedModel,
+    student: PreTrainedModel,
+    ffn: DenseFFN,
+    tree: TreeShape,
+    init: Init,
+    work: Work,
+    n_layers: int,
+) -> dict[str, float]:
+    """Seconds by stage (see `Estimate`)."""
+    ids = torch.randint(5, dense.config.vocab_size, (BATCH, LENGTH))
+    n_tokens = ids.numel()
+
+    def step(model: PreTrainedModel) -> None:
+        output = model(input_ids=ids, output_hidden_states=True)
+        output.hidden_states[-1].square().mean().backward()
+        model.zero_grad()
+
+    def read() -> None:
+        with torch.no_grad():
+            dense(input_ids=ids)
+
+    reading = seconds_of(read) / n_tokens
+    found = {
+        "calibration": reading * work.calibration_tokens,
+        "trees": fitting(ffn, tree, init, work.calibration_tokens) * n_layers * work.students,
+    }
+    if work.finetune_tokens:
+        found["fine-tuning"] = seconds_of(lambda: step(dense)) / n_tokens * work.finetune_tokens
+    if work.distill_tokens:
+        teaching = reading + seconds_of(lambda: step(student)) / n_tokens
+        found["distillation"] = teaching * work.distill_tokens * work.students
+    return found
+
+
+def fitting(ffn: DenseFFN, tree: TreeShape, init: Init, n_tokens: int) -> float:
+    """Seconds to fit a layer on so many tokens: what a fit takes in itself, and what each token adds."""
+
+    def fit(n: int) -> None:
+        fit_layer(ffn, torch.randn(n, ffn.d_model), tree, init, 0)
+
+    few, many = (seconds_of(partial(fit, n), again=False) for n in SAMPLES)
+    per_token = max(0.0, many - few) / (SAMPLES[1] - SAMPLES[0])
+    return max(0.0, few - per_token * SAMPLES[0]) + per_token * n_tokens
+
+
+def seconds_of(action: Callable[[], object], again: bool = True) -> float:
+    """How long something takes, the better of two; `again` does it once more first, to warm up."""
+    if again:
+        action()
+    measured = []
+    for _ in range(2 if again else 1):
+        start = time.perf_counter()
+        action()
+        measured.append(time.perf_counter() - start)
+    return min(measured)

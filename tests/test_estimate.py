@@ -1,0 +1,133 @@
+"""Dry runs: what they foretell comes true, and they touch nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+from conftest import sentences, tiny_config
+from safetensors import safe_open
+from transformers import PreTrainedTokenizerFast
+
+from fffconvert import estimate as module
+from fffconvert.cli import main
+from fffconvert.errors import UserError
+from fffconvert.estimate import Work, estimate, fitting, seconds_of
+from fffconvert.tree import TreeShape
+
+TREE = TreeShape(2, 4)
+
+
+@pytest.fixture(autouse=True)
+def small_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAMPLES", (64, 128))
+    monkeypatch.setattr(module, "LENGTH", 16)
+
+
+@pytest.fixture
+def home(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    transformers.BertForMaskedLM(tiny_config()).save_pretrained("dense")  # its output shares the embeddings
+    tokenizer.save_pretrained("dense")
+    Path("own.txt").write_text("\n".join(sentences(60)), encoding="utf-8")
+    return tmp_path
+
+
+def numbers_in(folder: str) -> int:
+    with safe_open(f"{folder}/model.safetensors", "pt") as file:
+        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - no mapping
+
+
+def test_what_is_foretold_comes_true(home: Path) -> None:
+    options = ("--depth", "2", "--leaf-width", "4", "--trunk", "3", "--calibration", "own.txt")
+    convert = ["convert", "dense", "student", *options, "--calibration-tokens", "300"]
+    there = sorted(home.rglob("*"))
+    dry = CliRunner().invoke(main, [*convert, "--dry-run", "--json", "dry.json"])
+    assert dry.exit_code == 0, dry.output
+    assert sorted(home.rglob("*")) == sorted([*there, home / "dry.json"]), "only what --json asked for"
+    assert "Nothing was written" in dry.output
+    assert CliRunner().invoke(main, convert).exit_code == 0
+    found = json.loads(Path("dry.json").read_text())
+    for when, folder in (("before", "dense"), ("after", "student")):
+        assert found[f"parameters_{when}"] == numbers_in(folder)
+        header = Path(folder, "model.safetensors").stat().st_size - found[f"bytes_{when}"]
+        assert 0 < header < 10_000
+    assert (found["n_layers"], found["active_neurons"], found["dense_neurons"]) == (2, 8, 32)
+    assert found["share"] == 8 / 32
+    assert set(found["seconds"]) == {"calibration", "trees"}
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+
+
+def test_dry_run_of_a_recipe(home: Path) -> None:
+    recipe = {"model": "dense", "text": "own.txt", "held_out": 10, "tree": {"depth": 2, "leaf_width": 4}}
+    Path("own.yaml").write_text(json.dumps({**recipe, "controls": ["removed", "narrow"]}))
+    there = sorted(home.rglob("*"))
+    dry = CliRunner().invoke(main, ["run", "own.yaml", "--output", "made", "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert sorted(home.rglob("*")) == there
+    assert "active share" in dry.output
+    assert "time: distillation" in dry.output
+
+
+def test_dry_run_with_a_head_that_is_still_to_be_made(home: Path) -> None:
+    lines = [f"{text},{'good' in text}" for text in sentences(40)]
+    Path("own.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    recipe = {"model": "dense", "data": {"path": "own.csv"}, "held_out": 10, "finetune": {"epochs": 2}}
+    Path("own.yaml").write_text(json.dumps({**recipe, "tree": {"depth": 2, "leaf_width": 4}}))
+    arguments = ["run", "own.yaml", "--output", "made", "--dry-run", "--json", "dry.json"]
+    dry = CliRunner().invoke(main, arguments)
+    assert dry.exit_code == 0, dry.output
+    found = json.loads(Path("dry.json").read_text())
+    head = transformers.BertForSequenceClassification(tiny_config(num_labels=2))
+    assert found["parameters_before"] == sum(tensor.numel() for tensor in head.parameters())
+    assert set(found["seconds"]) == {"calibration", "trees", "fine-tuning", "distillation"}
+
+
+def test_time_and_memory_grow_with_the_work() -> None:
+    def found(**work: int) -> module.Estimate:
+        return estimate(transformers.BertModel, tiny_config(), TREE, "inputs", Work(**work))
+
+    few, many = found(calibration_tokens=1000), found(calibration_tokens=1_000_000)
+    assert many.memory_bytes - few.memory_bytes == 2 * 2 * 999_000 * 16 * 4
+    assert many.seconds["calibration"] > 10 * few.seconds["calibration"]
+    short, trained = found(calibration_tokens=100), found(calibration_tokens=100, distill_tokens=1000)
+    assert trained.memory_bytes - short.memory_bytes == 3 * short.parameters_after * 4 - 2 * 100 * 16 * 4
+
+
+def test_half_precision_is_half_the_file() -> None:
+    whole = estimate(transformers.BertModel, tiny_config(), TREE, "inputs", Work(100))
+    half = estimate(transformers.BertModel, tiny_config(dtype=torch.float16), TREE, "inputs", Work(100))
+    assert half.bytes_after * 2 == whole.bytes_after
+
+
+def test_a_fit_is_timed_as_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 seconds in itself and a hundredth for each token."""
+    sizes = iter([3 + 0.64, 3 + 1.28])
+    monkeypatch.setattr(module, "seconds_of", lambda *_, **__: next(sizes))
+
+    class FFN:
+        d_model = 4
+
+    assert fitting(FFN(), TREE, "inputs", 1000) == pytest.approx(13)  # type: ignore[arg-type]
+
+
+def test_seconds_are_the_better_of_two_after_a_first() -> None:
+    calls: list[int] = []
+    assert seconds_of(lambda: calls.append(1)) < 1
+    assert len(calls) == 3
+
+
+def test_what_cannot_be_converted_is_refused(home: Path) -> None:
+    from fffconvert.families import FAMILIES
+    from fffconvert.modeling import config_class
+
+    converted = config_class(FAMILIES["bert"])(fff=TREE.to_dict())
+    with pytest.raises(UserError, match="converted already"):
+        estimate(transformers.BertModel, converted, TREE, "inputs", Work(100))
+    wide = CliRunner().invoke(main, ["convert", "dense", "no", "--leaf-width", "99", "--dry-run"])
+    assert wide.exit_code == 1
+    assert "tree.leaf_width is 99; expected at most 32 for this model" in wide.output
