@@ -229,7 +229,7 @@ def test_guard_of_evaluate(evaluated: tuple[object, ...]) -> None:
 
 @pytest.mark.parametrize("where", ["option", "recipe"])
 def test_guard_of_run(home: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.setattr("fffconvert.pipeline.benchmark", lambda *_: Latency())
+    monkeypatch.setattr("fffconvert.pipeline.benchmark", lambda *_, **__: Latency())
     recipe = {
         "model": "base",
         "data": {"path": "embedding.jsonl"},
