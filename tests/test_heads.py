@@ -230,6 +230,7 @@ def test_guard_of_evaluate(evaluated: tuple[object, ...]) -> None:
 @pytest.mark.parametrize("where", ["option", "recipe"])
 def test_guard_of_run(home: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.setattr("fffconvert.pipeline.benchmark", lambda *_, **__: Latency())
+    monkeypatch.setattr("fffconvert.cli.show_latency", lambda _: None)
     recipe = {
         "model": "base",
         "data": {"path": "embedding.jsonl"},
