@@ -94,10 +94,12 @@ def estimate(
     if is_converted(config):
         raise UserError(f"{config.model_type}: this model is converted already; expected a dense one")
     family = family_of(config)
-    converted = config_with(config, config_class(family), fff=tree.to_dict())
     torch.manual_seed(0)
-    dense, student = head(config).eval(), model_class(head)(converted).eval()  # type: ignore[arg-type]
+    dense = head(config).eval()
     ffns = read_ffns(dense, family)
+    tree = tree.for_width(ffns[0].d_model)
+    converted = config_with(config, config_class(family), fff=tree.to_dict())
+    student = model_class(head)(converted).eval()  # type: ignore[arg-type]
     itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
     before, after = stored(dense), stored(student)
     n_layers, d_model = len(ffns), ffns[0].d_model
@@ -148,9 +150,11 @@ def times(
             dense(input_ids=ids)
 
     reading = seconds_of(read) / n_tokens
+    below = reading * work.calibration_tokens / 2  # a layer is fitted on what those below it give
+    grown = fitting(ffn, tree, init, work.calibration_tokens) + below
     found = {
         "calibration": reading * work.calibration_tokens,
-        "trees": fitting(ffn, tree, init, work.calibration_tokens) * n_layers * work.students,
+        "trees": grown * n_layers * work.students,
     }
     if work.finetune_tokens:
         found["fine-tuning"] = seconds_of(lambda: step(dense)) / n_tokens * work.finetune_tokens
