@@ -36,12 +36,14 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
 typedef uint16_t HVec __attribute__((vector_size(LANES * 2)));
 
+constexpr int64_t LINE = 16;    // floats in a line of the cache
 constexpr int64_t BLOCK = 32;   // neurons taken at once: their weights stay in the L2 cache
 constexpr int64_t TOKENS = 64;  // tokens taken at once by the weights' gradients
-constexpr int64_t GROUP = 4;    // tokens routed side by side: their inputs stay in the L1 cache
+constexpr int64_t SIDE = 2;     // tokens routed side by side, to hide the wait for each score
 constexpr int64_t WORTH_A_THREAD = 1 << 19;  // multiplications below which waking a thread costs more
 
 using Full = std::integral_constant<int64_t, LANES>;
@@ -84,12 +86,32 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 inline float scalar(float v) { return v; }
 inline float scalar(bf16 v) { return load(&v, 1)[0]; }
 
+// The lanes of a vector added up to four.
+inline Quad quad(Vec v) {
+  Quad part[LANES / 4];
+  std::memcpy(part, &v, sizeof(v));
+  for (int half = LANES / 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  return part[0];
+}
+
 inline float total(Vec v) {
-  float lane[LANES];
-  std::memcpy(lane, &v, sizeof(v));
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+  Quad q = quad(v);
+  return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+// The sums of four vectors' lanes, in the order that `total` has.
+inline void totals(const Vec* v, float* to) {
+#if __has_builtin(__builtin_shufflevector)
+  Quad q[4];
+  for (int i = 0; i < 4; ++i) q[i] = quad(v[i]);
+  Quad ab = __builtin_shufflevector(q[0], q[1], 0, 1, 4, 5) + __builtin_shufflevector(q[0], q[1], 2, 3, 6, 7);
+  Quad cd = __builtin_shufflevector(q[2], q[3], 0, 1, 4, 5) + __builtin_shufflevector(q[2], q[3], 2, 3, 6, 7);
+  Quad all = __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
+  std::memcpy(to, &all, sizeof(all));
+#else
+  for (int i = 0; i < 4; ++i) to[i] = total(v[i]);
+#endif
 }
 
 // The start of a row that will be read soon; the processor's own prefetching follows from there.
@@ -199,23 +221,30 @@ void differentiate(int64_t activation, float* h, float* grad, int64_t n) {
 
 // ---- The two loops.
 
-// c[t * BLOCK + n] = a[t] . b[n]
+// c[t * BLOCK + n] = a[t] . b[n]; meanwhile the rows of `ahead` are brought nearer.
 template <int T, int N, class E>
-inline void dots(const float* const* a, const E* const* b, int64_t d, float* c) {
-  Vec sum[T][N] = {};
+inline void dots(const float* const* a, const E* const* b, const E* const* ahead, int64_t d, float* c) {
+  Vec sum[T * N + 3] = {};
   auto add = [&](int64_t i, auto n) {
     Vec weight[N];
     for (int j = 0; j < N; ++j) weight[j] = load(b[j] + i, n);
     for (int t = 0; t < T; ++t) {
       Vec x = load(a[t] + i, n);
-      for (int j = 0; j < N; ++j) sum[t][j] = fma(x, weight[j], sum[t][j]);
+      for (int j = 0; j < N; ++j) sum[t * N + j] = fma(x, weight[j], sum[t * N + j]);
     }
   };
   int64_t i = 0;
+  for (; i + LINE <= d; i += LINE) {
+    for (int j = 0; j < N; ++j) __builtin_prefetch(ahead[j] + i, 0, 2);
+    for (int k = 0; k < LINE; k += LANES) add(i + k, Full{});
+  }
   for (; i + LANES <= d; i += LANES) add(i, Full{});
   if (i < d) add(i, d - i);
-  for (int t = 0; t < T; ++t)
-    for (int j = 0; j < N; ++j) c[t * BLOCK + j] = total(sum[t][j]);
+  for (int k = 0; k < T * N; k += 4) {
+    float four[4];
+    totals(sum + k, four);
+    for (int s = k; s < k + 4 && s < T * N; ++s) c[s / N * BLOCK + s % N] = four[s - k];
+  }
 }
 
 // y[r] (+)= bias + sum over k of c[r * c_row + k * c_col] * rows[k], for the columns from `begin` to `end`
@@ -248,33 +277,38 @@ template <int R, class E>
 }
 
 template <int T, class E>
-[[gnu::noinline]] void all_dots(const float* const* a, const E* const* b, int64_t n, int64_t d, float* c) {
-  constexpr int N = T == 4 ? 3 : 6;  // with their operands, as many sums as AVX2 has registers
+[[gnu::noinline]] void all_dots(const float* const* a, const E* const* b, const E* const* ahead, int64_t n,
+                                int64_t d, float* c) {
+  constexpr int N = T == 1 ? 6 : 12 / T;  // with their operands, as many sums as AVX2 has registers
   int64_t i = 0;
-  for (; i + N <= n; i += N) dots<T, N>(a, b + i, d, c + i);
-  for (; N > 3 && i + 3 <= n; i += 3) dots<T, 3>(a, b + i, d, c + i);
-  for (; i < n; ++i) dots<T, 1>(a, b + i, d, c + i);
+  for (; i + N <= n; i += N) dots<T, N>(a, b + i, ahead + i, d, c + i);
+  for (; N > 3 && i + 3 <= n; i += 3) dots<T, 3>(a, b + i, ahead + i, d, c + i);
+  for (; i < n; ++i) dots<T, 1>(a, b + i, ahead + i, d, c + i);
 }
 
-// One router's score. Its order of summation is fixed: the path of a token must not depend on its company.
-template <class E>
-inline float score(const float* x, const E* w, E bias, int64_t d) {
-  Vec sum[4] = {};
+// The scores of T tokens at a router each. The order of summation is fixed: the path of a token must not depend
+// on its company.
+template <int T, class E>
+inline void scores_of(const float* const* x, const E* const* w, int64_t d, float* s) {
+  Vec sum[T][4] = {};
   int64_t i = 0;
-  auto add = [&](Vec& to, int64_t i, auto n) { to = fma(load(x + i, n), load(w + i, n), to); };
+  auto add = [&](int to, int64_t i, auto n) {
+    for (int t = 0; t < T; ++t) sum[t][to] = fma(load(x[t] + i, n), load(w[t] + i, n), sum[t][to]);
+  };
   for (; i + 4 * LANES <= d; i += 4 * LANES)
-    for (int s = 0; s < 4; ++s) add(sum[s], i + s * LANES, Full{});
-  for (; i + LANES <= d; i += LANES) add(sum[0], i, Full{});
-  if (i < d) add(sum[0], i, d - i);
-  return total((sum[0] + sum[1]) + (sum[2] + sum[3])) + scalar(bias);
+    for (int k = 0; k < 4; ++k) add(k, i + k * LANES, Full{});
+  for (; i + LANES <= d; i += LANES) add(0, i, Full{});
+  if (i < d) add(0, i, d - i);
+  for (int t = 0; t < T; ++t) s[t] = total((sum[t][0] + sum[t][1]) + (sum[t][2] + sum[t][3]));
 }
 
-// Calls f(position, T) for groups of T = 4, 2 or 1 positions from `begin` to `end`.
+// Calls f(position, T) for groups of T = 4 positions, and one of the rest, from `begin` to `end`.
 template <class F>
 inline void in_groups(int64_t begin, int64_t end, F f) {
   for (; begin + 4 <= end; begin += 4) f(begin, std::integral_constant<int, 4>{});
-  for (; begin + 2 <= end; begin += 2) f(begin, std::integral_constant<int, 2>{});
-  for (; begin < end; ++begin) f(begin, std::integral_constant<int, 1>{});
+  if (end - begin == 3) f(begin, std::integral_constant<int, 3>{});
+  if (end - begin == 2) f(begin, std::integral_constant<int, 2>{});
+  if (end - begin == 1) f(begin, std::integral_constant<int, 1>{});
 }
 
 // The end of the run of equal `key(position)` that starts at `begin`.
@@ -316,27 +350,26 @@ struct Paths {
   int32_t* token;
 };
 
-// The leaf of tokens from `begin` to `end`; scores are kept where nodes emit: (n_tokens, depth).
-template <class E>
-void route(const Tree<E>& tree, const float* x, int32_t* leaf, float* scores, int64_t begin, int64_t end) {
-  const int64_t d = tree.d;
-  for (int64_t first = begin; first < end; first += GROUP) {
-    int64_t n = std::min(GROUP, end - first), node[GROUP] = {};
-    for (int64_t level = 0; level < tree.depth; ++level) {
-      for (int64_t i = 0; i < n; ++i) {
-        bool last = level + 1 == tree.depth;
-        if (n == 1 && !last) {  // nothing else to do meanwhile: both children
-          prefetch(tree.router + (2 * node[i] + 1) * d);
-          prefetch(tree.router + (2 * node[i] + 2) * d);
-        }
-        float s = score(x + (first + i) * d, tree.router + node[i] * d, tree.router_bias[node[i]], d);
-        if (tree.emitting) scores[(first + i) * tree.depth + level] = s;
-        node[i] = 2 * node[i] + 1 + (s >= 0);  // a tie goes right, NaN goes left
-        if (n > 1 && !last) prefetch(tree.router + node[i] * d);
-      }
+// The leaf of T tokens from `first`; scores are kept where nodes emit: (n_tokens, depth).
+template <int T, class E>
+inline void route(const Tree<E>& tree, const float* x, int32_t* leaf, float* scores, int64_t first) {
+  const float* tokens[T];
+  int64_t node[T] = {};
+  for (int t = 0; t < T; ++t) tokens[t] = x + (first + t) * tree.d;
+  for (int64_t level = 0; level < tree.depth; ++level) {
+    const E* routers[T];
+    float s[T];
+    for (int t = 0; t < T; ++t) routers[t] = tree.router + node[t] * tree.d;
+    if (T == 1 && level + 1 < tree.depth)  // nothing else to do meanwhile: both children
+      for (int child = 1; child <= 2; ++child) prefetch(tree.router + (2 * node[0] + child) * tree.d);
+    scores_of<T>(tokens, routers, tree.d, s);
+    for (int t = 0; t < T; ++t) {
+      s[t] += scalar(tree.router_bias[node[t]]);
+      if (tree.emitting) scores[(first + t) * tree.depth + level] = s[t];
+      node[t] = 2 * node[t] + 1 + (s[t] >= 0);  // a tie goes right, NaN goes left
     }
-    for (int64_t i = 0; i < n; ++i) leaf[first + i] = int32_t(node[i] - (tree.leaves() - 1));
   }
+  for (int t = 0; t < T; ++t) leaf[first + t] = int32_t(node[t] - (tree.leaves() - 1));
 }
 
 // Sorts tokens by leaf, stable, a digit of at most 11 bits at a time: nothing here grows with the tree.
@@ -370,7 +403,7 @@ inline void through(const Paths& paths, int64_t position, const float* from, flo
     source[t] = from + paths.token[position + t] * d;
     target[t] = to + paths.token[position + t] * d;
   }
-  all_dots<T>(source, ins, n_dots, d, c);
+  all_dots<T>(source, ins, outs, n_dots, d, c);
   for (int t = 0; t < T; ++t) finish(position + t, c + t * BLOCK);
   combine<T>(target, c, BLOCK, 1, outs, n, bias, accumulate, 0, d);
 }
@@ -611,7 +644,8 @@ void layer_forward(const std::vector<Tree<E>>& trees, int64_t n, const float* x,
     Paths order{paths, paths + n};
     int64_t grain = WORTH_A_THREAD / (tree.d * (tree.depth + 1) + 1) + 1;
     torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
-      route(tree, x, leaf.get(), scores.get(), begin, end);
+      for (; begin + SIDE <= end; begin += SIDE) route<SIDE>(tree, x, leaf.get(), scores.get(), begin);
+      for (; begin < end; ++begin) route<1>(tree, x, leaf.get(), scores.get(), begin);
     });
     sort_by_leaf(leaf.get(), n, tree.depth, order);
     tree_forward(tree, order, n, x, y, t > 0, activation, scores.get(), pre);
