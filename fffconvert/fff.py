@@ -88,8 +88,7 @@ class FFF(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Runs the layer on `(..., d_model)`."""
-        tokens = hidden_states.reshape(-1, self.d_model)  # (n_tokens, d_model)
-        return fff_forward(tokens, self.weights, self.activation).reshape(hidden_states.shape)
+        return fff_forward(hidden_states, self.weights, self.activation)
 
     @torch.no_grad()
     def leaf_of(self, hidden_states: Tensor) -> Tensor:

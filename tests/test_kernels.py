@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def gradients(forward, x: Tensor, weights: FFFWeights, activation: str) -> dict[
     """The output and the gradient of every tensor, for an output gradient that is the same each time."""
     leaves = [t.detach().clone().requires_grad_() for t in (x, *weights)]
     y = forward(leaves[0], FFFWeights(*leaves[1:]), activation)
-    grad = tokens(len(y), y.shape[1], seed=2).to(y.dtype) if len(y) else y.detach()
+    grad = tokens(1, y.numel(), seed=2).reshape(y.shape).to(y.dtype)
     grads = torch.autograd.grad(y, leaves, grad, allow_unused=True)
     return dict(zip(("y", "x", *FFFWeights._fields), (y, *grads), strict=True))
 
@@ -198,6 +199,19 @@ def test_views() -> None:
     other = x.clone().requires_grad_()
     reference.fff_forward(other, weights, "gelu").sum().backward()
     torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", [(33,), (3, 4, 33), (0, 4, 33), (2, 1, 2, 33)], ids=str)
+def test_leading_dimensions(size: tuple[int, ...]) -> None:
+    """Sequences of sequences are tokens, and one token needs no dimension of its own."""
+    weights, x = make(*SHAPES["everything"]), tokens(1, math.prod(size)).reshape(size)
+    flat = reference.fff_forward(x.reshape(-1, 33), weights, "gelu")
+    assert torch.equal(reference.fff_forward(x, weights, "gelu"), flat.reshape(size))
+    ours = gradients(cpu.fff_forward, x, weights, "gelu")
+    assert ours["y"].shape == ours["x"].shape == size
+    torch.testing.assert_close(ours["y"].detach(), flat.reshape(size), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cpu.fff_forward(x, weights, "gelu"), ours["y"].detach())
 
 
 @needs_kernel

@@ -546,9 +546,16 @@ void tree_backward_weights(const Tree<float>& grad, const Paths& paths, int64_t 
 
 using Weights = std::vector<Tensor>;  // ten, in the order of reference.FFFWeights
 
+using Sizes = std::vector<int64_t>;
+
+Sizes sizes_of(const Tensor& t) {
+  auto sizes = t.sizes();
+  return Sizes(sizes.begin(), sizes.end());
+}
+
 // An uninitialised contiguous tensor; the short way, as a single token is all overhead.
-Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType type) {
-  std::vector<int64_t> strides(shape.size(), 1);
+Tensor new_tensor(const Sizes& shape, ScalarType type) {
+  Sizes strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
   AtenTensorHandle handle;
   int32_t dtype = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_int32();
@@ -576,7 +583,8 @@ std::vector<Tree<E>> trees_of(const Weights& w) {
   return trees;
 }
 
-void expect(const Tensor& t, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
+template <class Shape = std::initializer_list<int64_t>>
+void expect(const Tensor& t, const char* name, ScalarType type, const Shape& shape) {
   auto sizes = t.sizes();
   STD_TORCH_CHECK(sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin()),
                   "fffconvert: ", name, " does not fit the other tensors");
@@ -593,16 +601,18 @@ Tensor as(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type ? t : torch::stable::to(t, type);
 }
 
-// Every later read is inside these shapes.
-void check(const Tensor& x, Weights& w) {
+// The number of tokens in x. Every later read is inside the shapes that are tested here.
+int64_t check(const Tensor& x, Weights& w) {
   auto type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
                   "fffconvert: x must be float32 or bfloat16");
-  STD_TORCH_CHECK(w.size() == 10 && x.dim() == 2 && w[2].dim() == 3 && w[3].dim() == 4 && w[7].dim() == 2,
-                  "fffconvert: x must be (n_tokens, d_model), and weights as FFFWeights has them");
-  int64_t d = x.size(1), trees = w[3].size(0), leaves = w[3].size(1), width = w[3].size(2);
+  STD_TORCH_CHECK(w.size() == 10 && x.dim() > 0 && w[2].dim() == 3 && w[3].dim() == 4 && w[7].dim() == 2,
+                  "fffconvert: x must be (..., d_model), and weights as FFFWeights has them");
+  auto shape = x.sizes();
+  int64_t n = 1, d = shape.back(), trees = w[3].size(0), leaves = w[3].size(1), width = w[3].size(2);
   int64_t out_nodes = w[2].size(1), trunk = w[7].size(0);
-  STD_TORCH_CHECK(x.size(0) < std::numeric_limits<int32_t>::max(), "fffconvert: too many tokens");
+  for (size_t i = 0; i + 1 < shape.size(); ++i) n *= shape[i];
+  STD_TORCH_CHECK(n < std::numeric_limits<int32_t>::max(), "fffconvert: too many tokens");
   STD_TORCH_CHECK(trees > 0, "fffconvert: there is no tree");
   STD_TORCH_CHECK(leaves > 0 && leaves <= (1 << 20) && (leaves & (leaves - 1)) == 0,
                   "fffconvert: the number of leaves is no power of two up to 2^20");
@@ -616,7 +626,9 @@ void check(const Tensor& x, Weights& w) {
   expect(w[7], "trunk_in_weight", type, {trunk, d});
   expect(w[8], "trunk_in_bias", type, {trunk});
   expect(w[9], "trunk_out_weight", type, {trunk, d});
-  for (Tensor& t : w) t = dense(t);
+  for (Tensor& t : w)
+    if (!t.is_contiguous()) t = torch::stable::contiguous(t);
+  return n;
 }
 
 // Neurons that a token meets: what `pre` holds of each.
@@ -654,13 +666,13 @@ void layer_forward(const std::vector<Tree<E>>& trees, int64_t n, const float* x,
 }
 
 Tensor fff(Tensor x, Weights weights, int64_t activation) {
-  check(x, weights);
+  int64_t n = check(x, weights);
   Tensor input = dense(as(x, ScalarType::Float));
-  Tensor y = new_tensor({x.size(0), x.size(1)}, ScalarType::Float);
+  Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
   with_type(x.scalar_type(), [&](auto element) {
     auto trees = trees_of<decltype(element)>(weights);
-    std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * x.size(0)]);
-    layer_forward(trees, x.size(0), floats(input), floats(y), activation, paths.get(), nullptr);
+    std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
+    layer_forward(trees, n, floats(input), floats(y), activation, paths.get(), nullptr);
   });
   return as(y, x.scalar_type());
 }
@@ -668,11 +680,10 @@ Tensor fff(Tensor x, Weights weights, int64_t activation) {
 // Returns y and what the backward needs: paths (n_trees, and one if there is a trunk; 2; n_tokens) and the
 // pre-activations, flat.
 std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t depth, int64_t activation) {
-  check(x, weights);
+  int64_t n = check(x, weights);
   STD_TORCH_CHECK((int64_t{1} << depth) == weights[3].size(1), "fffconvert: depth does not fit the leaves");
   Tensor input = dense(as(x, ScalarType::Float));
-  int64_t n = x.size(0);
-  Tensor y = new_tensor({n, x.size(1)}, ScalarType::Float);
+  Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
   Tensor paths = new_tensor({weights[3].size(0) + (weights[7].size(0) > 0), 2, n}, ScalarType::Int);
   Tensor pre;
   with_type(x.scalar_type(), [&](auto element) {
@@ -686,21 +697,17 @@ std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t 
 // The gradients of x and of the ten weights; weights without a gradient get an empty tensor.
 std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor paths, Tensor pre,
                                  int64_t activation, bool need_weights) {
-  check(x, weights);
+  int64_t n = check(x, weights), n_trees = weights[3].size(0);
   auto type = x.scalar_type();
-  int64_t n = x.size(0), d = x.size(1), n_trees = weights[3].size(0);
   bool emitting = weights[2].size(1) > 0, trunk = weights[7].size(0) > 0;
-  expect(grad, "grad", type, {n, d});
+  expect(grad, "grad", type, x.sizes());
   expect(paths, "paths", ScalarType::Int, {n_trees + trunk, 2, n});
   Tensor xs = dense(as(x, ScalarType::Float)), gy = dense(as(grad, ScalarType::Float));
-  Tensor gx = new_tensor({n, d}, ScalarType::Float);
+  Tensor gx = new_tensor(sizes_of(x), ScalarType::Float);
   Weights grads(10);
   for (int i = 0; i < 10; ++i) {
     bool unused = (i < 3 && !emitting) || (i > 6 && !trunk);
-    auto sizes = weights[i].sizes();
-    std::vector<int64_t> shape(sizes.begin(), sizes.end());
-    if (!need_weights || unused) shape = {0};
-    grads[i] = new_tensor(shape, ScalarType::Float);
+    grads[i] = new_tensor(!need_weights || unused ? Sizes{0} : sizes_of(weights[i]), ScalarType::Float);
     if (i < 3) torch::stable::zero_(grads[i]);
   }
   paths = dense(paths);

@@ -10,6 +10,7 @@ leaves nothing that another would wait for.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -135,8 +136,9 @@ def _fake_train(x: Tensor, weights: list[Tensor], depth: int, *_: Any) -> tuple[
     trees, _leaves, width, _d_model = w.leaf_in_weight.shape
     trunk = w.trunk_in_weight.shape[0]
     neurons = trees * (width + (depth if w.emitting else 0)) + trunk
-    paths = x.new_empty((trees + (1 if trunk else 0), 2, x.shape[0]), dtype=torch.int32)
-    return x.new_empty(x.shape), paths, x.new_empty(x.shape[0] * neurons, dtype=torch.float32)
+    n_tokens = math.prod(x.shape[:-1])
+    paths = x.new_empty((trees + (1 if trunk else 0), 2, n_tokens), dtype=torch.int32)
+    return x.new_empty(x.shape), paths, x.new_empty(n_tokens * neurons, dtype=torch.float32)
 
 
 def _differentiable(weights: Sequence[Tensor]) -> list[bool]:

@@ -124,22 +124,23 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str, leaves: Leaves 
     """A fast feedforward layer.
 
     Args:
-        x: `(n_tokens, d_model)`; any number of tokens, none included.
+        x: `(..., d_model)`; any number of tokens, none included.
         weights: The layer's tensors, in the dtype and on the device of `x`.
         activation: A name in `ACTIVATIONS`.
         leaves: How tokens are taken through their leaves; what can run no loop has another way.
 
     Returns:
-        `(n_tokens, d_model)`.
+        As `x`.
     """
-    if x.shape[0] == 0:
+    tokens = x.reshape(-1, x.shape[-1])  # (n_tokens, d_model)
+    if tokens.shape[0] == 0:
         return x.clone()
     parts = []
     for tree in range(weights.leaf_in_weight.shape[0]):
-        parts.append(leaves(x, route(x, weights, tree), weights, tree, activation))
+        parts.append(leaves(tokens, route(tokens, weights, tree), weights, tree, activation))
         if weights.emitting:
-            parts.append(emissions(x, weights, tree, activation))
+            parts.append(emissions(tokens, weights, tree, activation))
     if len(weights.trunk_in_weight):
         trunk = (weights.trunk_in_weight, weights.trunk_in_bias, weights.trunk_out_weight)
-        parts.append(dense_ffn(x, *trunk, activation))
-    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+        parts.append(dense_ffn(tokens, *trunk, activation))
+    return (torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]).reshape(x.shape)
