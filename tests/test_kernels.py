@@ -391,8 +391,8 @@ def test_naming_what_is_not_there(no_compiler: pytest.MonkeyPatch) -> None:
 
 def test_misspelt_name(undecided: pytest.MonkeyPatch) -> None:
     d_model, shape = SHAPES["usual_odd"]
-    undecided.setenv(kernels.VARIABLE, "gpu")
-    with pytest.raises(UserError, match="auto, reference or cpu"):
+    undecided.setenv(kernels.VARIABLE, "cuda")
+    with pytest.raises(UserError, match="auto, reference, cpu or gpu"):
         kernels.fff_forward(tokens(5, d_model), make(d_model, shape), "gelu")
 
 

@@ -1,7 +1,8 @@
 """The one door to the arithmetic of a fast feedforward layer.
 
-Which implementation serves is decided once per process, at the first call: the CPU kernel where it can be
-built, else the reference. `FFFCONVERT_KERNEL` (`auto`, `reference` or `cpu`) overrides that by name.
+Which implementation serves is decided once per process, at the first call: on a CPU the C++ kernel where it
+can be built, else the reference. `FFFCONVERT_KERNEL` (`auto`, `reference`, `cpu` or `gpu`) overrides that by
+name. The GPU's kernel serves only where it is named, as long as it has not been tried on a real GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -54,8 +57,8 @@ def _load_cpu() -> Implementation:
 
 def _wanted() -> str:
     wanted = os.environ.get(VARIABLE, "auto")
-    if wanted not in ("auto", "reference", "cpu"):
-        raise UserError(f"{VARIABLE} is {wanted!r}; expected auto, reference or cpu")
+    if wanted not in ("auto", "reference", "cpu", "gpu"):
+        raise UserError(f"{VARIABLE} is {wanted!r}; expected auto, reference, cpu or gpu")
     return wanted
 
 
@@ -74,31 +77,51 @@ def _uses_cpu_kernel() -> bool:
     return _decided
 
 
+@cache
+def _gpu_kernel() -> Implementation:
+    if find_spec("triton") is None:
+        return Implementation("gpu", False, "triton is not installed")
+    if not torch.cuda.is_available():
+        return Implementation("gpu", False, "PyTorch sees no GPU")
+    return Implementation("gpu", True, f"where {VARIABLE}=gpu; not tried on a real GPU yet")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _uses_gpu_kernel() -> bool:
+    if _wanted() == "gpu" and not _gpu_kernel().available:
+        raise UserError(f"{VARIABLE}=gpu, but the GPU kernel cannot serve: {_gpu_kernel().reason}")
+    return _wanted() == "gpu"
+
+
 def status() -> dict[str, Implementation]:
     """Each implementation by name and whether it can serve here. Builds the CPU kernel if it never was."""
     plain = Implementation("reference", True, "plain PyTorch, any device and dtype")
-    return {"reference": plain, "cpu": _cpu_kernel()}
+    return {"reference": plain, "cpu": _cpu_kernel(), "gpu": _gpu_kernel()}
 
 
 def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     """A fast feedforward layer, by the fastest implementation that serves here.
 
-    The CPU kernel takes float32 and bfloat16; everything else goes to the reference. Under autocast the
-    kernel computes in the weights' dtype, which is what the reference returns there.
+    The kernels take float32 and bfloat16, on a GPU float16 too; everything else goes to the reference. Under
+    autocast the CPU kernel computes in the weights' dtype, which is what the reference returns there.
 
     Args:
-        x: `(n_tokens, d_model)`; any number of tokens, none included.
+        x: `(..., d_model)`; any number of tokens, none included.
         weights: The layer's tensors, in the dtype and on the device of `x`.
         activation: A name in `ACTIVATIONS`.
 
     Returns:
-        `(n_tokens, d_model)`.
+        As `x`.
 
     Raises:
         UserError: Where `FFFCONVERT_KERNEL` names what cannot serve.
     """
     dtype = weights.leaf_in_weight.dtype
-    if x.device.type != "cpu" or dtype not in cpu.DTYPES or not _uses_cpu_kernel():
+    if x.is_cuda and dtype == x.dtype and dtype is not torch.float64 and _uses_gpu_kernel():
+        from fffconvert.kernels import gpu  # imports Triton
+
+        return gpu.fff_forward(x, weights, activation)
+    if not x.is_cpu or dtype not in cpu.DTYPES or not _uses_cpu_kernel():
         return reference.fff_forward(x, weights, activation)
     if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
         x = x.to(dtype)
