@@ -71,8 +71,7 @@ class FFF(nn.Module):
         for name in self.parameter_shapes():
             fan_in = active if "_out_" in name else self.d_model
             bound = 0.0 if name == "leaf_out_bias" else fan_in**-0.5
-            with torch.no_grad():
-                getattr(self, name).uniform_(-bound, bound)
+            nn.init.uniform_(getattr(self, name), -bound, bound)
 
     @property
     def weights(self) -> FFFWeights:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.initialization import guard_torch_init_functions
 
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, Family, family_of, replace_ffns, replace_projections
@@ -61,6 +61,11 @@ def dense_neurons(config: PreTrainedConfig) -> int:
 class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: ignore[misc]
     """What a converted configuration adds to the dense one, besides its fields."""
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        """As ever; before a model can be made or loaded, the Auto classes know its heads."""
+        register_heads(converted_family(self))
+        super().__post_init__(**kwargs)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As ever; models save their configuration here. The code for `trust_remote_code` goes beside it."""
         self.auto_map = auto_map(converted_family(self))
@@ -98,6 +103,14 @@ class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[m
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         install(self, converted_family(config))
+
+    @guard_torch_init_functions()  # what was loaded is left alone
+    def initialize_weights(self) -> None:
+        """Draws what a checkpoint lacks; `transformers` knows no FFF layer and would leave what memory holds."""
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, FFF):
+                module.reset_parameters()
 
 
 def install(model: PreTrainedModel, family: Family) -> None:
@@ -142,8 +155,8 @@ def __getattr__(name: str) -> Any:
 
 def heads_of(family: Family) -> Iterator[tuple[Any, Any]]:
     """Every Auto class that knows the dense family, with the dense class that it gives."""
-    # not before: this import is what registration waits for
     from transformers.models.auto import modeling_auto
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     dense_config = getattr(transformers, family.config_class)
     for value in list(vars(modeling_auto).values()):
@@ -163,9 +176,22 @@ def auto_map(family: Family) -> dict[str, str]:
 
 
 def register() -> None:
-    """Makes the Auto classes know every converted family and head. Called once, by `import fffconvert`."""
+    """Makes `AutoConfig` know every converted family. Called once, when this is imported."""
     for family in FAMILIES.values():
         converted_config = config_class(family)
         AutoConfig.register(converted_config.model_type, converted_config)
-        for auto_class, dense_class in heads_of(family):
-            auto_class.register(converted_config, model_class(dense_class))
+
+
+@cache
+def register_heads(family: Family) -> None:
+    """Makes the Auto classes know every head of a family.
+
+    Called when the first configuration is made, and not at the import of the Auto classes: that may come
+    from the import of the dense models, which are then not there yet.
+    """
+    for auto_class, dense_class in heads_of(family):
+        auto_class.register(config_class(family), model_class(dense_class), exist_ok=True)
+
+
+if __name__ == "fffconvert.modeling":  # and not the flat file
+    register()

@@ -1,25 +1,28 @@
 """Makes `transformers` know converted models when both are imported, in either order, without delay.
 
 Registering needs torch and `transformers`, and `import fffconvert` must stay quick. So it waits until
-the Auto classes are imported, which every way of loading a model does.
+`AutoConfig` is imported, which every way of loading a model does.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-AUTO_CLASSES = "transformers.models.auto.modeling_auto"
+AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+MODELING = "transformers.modeling_utils"  # may import `AutoConfig`, and is then not there yet
 
 
 def _register() -> None:
-    from fffconvert.modeling import register
-
-    register()
+    if MODELING not in sys.modules or hasattr(sys.modules[MODELING], "PreTrainedModel"):
+        import_module(
+            "fffconvert.modeling"
+        )  # registers at its end, also where it is what is being imported now
 
 
 class _ThenRegister(Loader):
@@ -36,15 +39,18 @@ class _ThenRegister(Loader):
         _register()
 
 
-class _WaitForAutoClasses(MetaPathFinder):
-    """Steps in once, at the import of the Auto classes."""
+class _Wait(MetaPathFinder):
+    """Steps in once at the import of each of some modules."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = set(names)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != AUTO_CLASSES:
+        if fullname not in self.names:
             return None
-        sys.meta_path.remove(self)
+        self.names.remove(fullname)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader)
@@ -52,8 +58,8 @@ class _WaitForAutoClasses(MetaPathFinder):
 
 
 def register_when_imported() -> None:
-    """Registers now if the Auto classes are imported already, else when they are."""
-    if AUTO_CLASSES in sys.modules:
+    """Registers now if `AutoConfig` is imported already, else when it is."""
+    if AUTO_CONFIG in sys.modules:
         _register()
     else:
-        sys.meta_path.insert(0, _WaitForAutoClasses())
+        sys.meta_path.insert(0, _Wait(AUTO_CONFIG, MODELING))

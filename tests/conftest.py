@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -20,9 +21,17 @@ import torch
 import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    BertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
-import fffconvert  # noqa: F401 - registers converted models
+from fffconvert.data import unlabelled
+from fffconvert.encoding import tokenized
+from fffconvert.families import FAMILIES
 
 WORDS = (
     "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()  # noqa: SIM905
@@ -37,6 +46,10 @@ def pytest_configure() -> None:
     datasets.disable_progress_bars()
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # training ends with a collection, which need not look at all of torch and transformers
+
+
 def sentences(n: int, seed: int = 0) -> list[str]:
     """Sentences of three to twelve known words."""
     generator = torch.Generator().manual_seed(seed)
@@ -45,6 +58,12 @@ def sentences(n: int, seed: int = 0) -> list[str]:
         " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator))
         for length in lengths
     ]
+
+
+def tokenized_texts(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Dataset:
+    """Texts without labels as a model takes them."""
+    rows = Dataset.from_dict({"text": texts})
+    return tokenized(unlabelled("text", ("text",), None), rows, tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -61,10 +80,34 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(**changes: object) -> BertConfig:
-    """The smallest BERT that still has two layers and two attention heads."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    return BertConfig(**{"vocab_size": 64, "max_position_embeddings": 64, **sizes, **changes})
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64, "max_position_embeddings": 64}
+
+TINY: dict[str, dict[str, object]] = {
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "camembert": {},
+    "electra": {"embedding_size": 8},
+    "distilbert": {},
+}
+"""For each row of `FAMILIES` what its tiny configuration needs beyond the sizes that all share."""
+
+
+def tiny_config(model_type: str = "bert", **changes: object) -> PreTrainedConfig:
+    """The smallest model of a family that still has two layers and two attention heads."""
+    family = FAMILIES[model_type]
+    widths = {family.d_model: 16, family.n_neurons: 32}
+    more = {**SIZES, **widths, "pad_token_id": 0, **TINY[model_type], **changes}
+    return getattr(transformers, family.config_class)(**more)
+
+
+def tiny_model(
+    model_type: str, auto_class: str = "AutoModelForSequenceClassification", **changes: object
+) -> PreTrainedModel:
+    """A dense model of a family, with weights large enough for its FFNs to matter."""
+    set_seed(0)
+    config = tiny_config(model_type, initializer_range=0.5, **changes)
+    return getattr(transformers, auto_class).from_config(config).eval()
 
 
 @pytest.fixture

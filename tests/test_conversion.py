@@ -1,0 +1,102 @@
+"""A dense model in, a converted one out: determinism, what is left alone, and the fit that is reported."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import sentences
+from torch import Tensor
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+
+from fffconvert.calibration import calibrate
+from fffconvert.conversion import HELD_OUT, Conversion, convert
+from fffconvert.errors import UserError
+from fffconvert.families import FAMILIES, ffn_inputs_of, read_ffns
+from fffconvert.fit import Init
+from fffconvert.tree import REMOVED, TreeShape
+
+TREE = TreeShape(depth=2, leaf_width=3)
+
+
+def converted(
+    model: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    init: Init = "inputs",
+    seed: int = 0,
+    shape: TreeShape = TREE,
+) -> Conversion:
+    return convert(model, tokenizer, sentences(60), shape, init, calibration_tokens=300, seed=seed)
+
+
+def state_of(conversion: Conversion) -> dict[str, Tensor]:
+    return conversion.model.state_dict()
+
+
+@pytest.mark.parametrize("init", ["inputs", "neurons", "random"])
+def test_seed_decides(
+    init: Init, classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    first, again, other = (converted(classifier, tokenizer, init, seed) for seed in (1, 1, 2))
+    torch.rand(3)  # the global generator must not matter
+    assert all(torch.equal(tensor, state_of(again)[name]) for name, tensor in state_of(first).items())
+    assert first.layers == again.layers
+    assert any(not torch.equal(tensor, state_of(other)[name]) for name, tensor in state_of(first).items())
+
+
+def test_all_but_the_ffns_is_the_dense_models(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    state = state_of(converted(classifier, tokenizer))
+    shared = before.keys() & state.keys()
+    gone = {name for name in before if ".intermediate.dense." in name or ".output.dense." in name}
+    assert shared == {name for name in before if name not in gone or "attention" in name}
+    assert all(torch.equal(state[name], before[name]) for name in shared)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
+    assert all(state[name].data_ptr() != classifier.state_dict()[name].data_ptr() for name in shared)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_dtype_is_kept(
+    dtype: torch.dtype, classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = converted(classifier.to(dtype), tokenizer).model
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert not model.training
+
+
+def test_converted_model_is_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UserError, match="fff-bert: this model is converted already; expected a dense one"):
+        convert(converted(classifier, tokenizer).model, tokenizer, sentences(5))  # type: ignore[arg-type]
+
+
+def test_fit_is_what_the_layer_does_on_held_out_tokens(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A layer is to give what the dense one gives, and to make good what layers below it got wrong."""
+    made = converted(classifier, tokenizer, seed=3)
+    calibration = calibrate(classifier, tokenizer, sentences(60), 300, seed=3)
+    ffns = read_ffns(classifier, FAMILIES["bert"])
+    places = ffn_inputs_of(made.model, FAMILIES["bert"])
+    ours_all = [calibration.heard_in(made.model, place, "") for place in places]
+    assert torch.equal(ours_all[0], calibration.inputs[0])
+    for number, (fit, ffn) in enumerate(zip(made.layers, ffns, strict=True)):
+        theirs, ours = calibration.inputs[number], ours_all[number]
+        target = (ffn(theirs) + theirs - ours)[: int(HELD_OUT * len(ours))]
+        with torch.no_grad():
+            squares = (places[number](ours[: len(target)]) - target).square().sum()
+        assert fit.layer == number
+        assert fit.error == pytest.approx(float(squares / (target - target.mean(0)).square().sum()), rel=1e-4)
+        counts = torch.bincount(places[number].leaf_of(ours)[:, 0], minlength=4) / len(ours)
+        assert fit.smallest_leaf == pytest.approx(float(counts.min()))
+        assert fit.largest_leaf == pytest.approx(float(counts.max()))
+        assert set(fit.to_dict()) == {"layer", "error", "smallest_leaf", "largest_leaf"}
+
+
+def test_removed_is_no_better_than_the_mean(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    errors = [fit.error for fit in converted(classifier, tokenizer, shape=REMOVED).layers]
+    assert min(errors) >= 1  # 1 with the held-out tokens' own mean, which is unknown

@@ -1,0 +1,116 @@
+"""What a student is taught: the loss against hand-computed values, and that it brings the student closer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import sentences, tiny_model, tokenized_texts
+from torch import Tensor
+from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.generic import ModelOutput
+
+from fffconvert.conversion import convert
+from fffconvert.distillation import check_pair, distill, distillation_loss, logit_error, relative_error
+from fffconvert.errors import UserError
+from fffconvert.recipe import Training
+from fffconvert.tree import TreeShape
+
+MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])  # two rows of two tokens and one
+
+
+def converted(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    return convert(dense, tokenizer, sentences(60), TreeShape(2, 3), calibration_tokens=300).model
+
+
+def test_hidden_error_is_relative_per_row_and_blind_to_padding() -> None:
+    theirs = torch.tensor([[[1.0, 2.0], [0.0, 2.0], [5.0, 5.0]], [[2.0, 0.0], [7.0, 7.0], [7.0, 7.0]]])
+    ours = torch.tensor([[[1.0, 0.0], [1.0, 2.0], [9.0, 9.0]], [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    # row 1: (4 + 1) / (1 + 4 + 4); row 2: 4 / 4
+    torch.testing.assert_close(relative_error(ours, theirs, MASK.float()), torch.tensor([5 / 9, 1.0]))
+
+
+def test_logit_error_per_row_per_token_and_of_spans() -> None:
+    real = MASK.float()
+    rows = logit_error(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.zeros(2, 2), real, per_token=False)
+    assert float(rows) == pytest.approx(5 / 4)
+    tokens = torch.tensor([[[1.0, 1.0], [3.0, 1.0], [9.0, 9.0]], [[2.0, 0.0], [9.0, 9.0], [9.0, 9.0]]])
+    # means over labels 1 and 5, so 3 in row 1; 2 in row 2
+    assert float(logit_error(tokens, torch.zeros(2, 3, 2), real, per_token=False)) == pytest.approx(2.5)
+    spans = torch.tensor([[1.0, 3.0, 9.0], [2.0, 9.0, 9.0]])
+    # (1 + 9) / 2 in row 1; 4 in row 2
+    assert float(logit_error(spans, torch.zeros(2, 3), real, per_token=True)) == pytest.approx(4.5)
+
+
+def test_loss_is_the_sum_of_its_parts_without_the_embeddings() -> None:
+    def output(states: tuple[float, ...], **logits: Tensor) -> ModelOutput:
+        hidden = tuple(torch.full((2, 3, 4), value) for value in states)
+        return ModelOutput(hidden_states=hidden, **logits)
+
+    start, end = torch.zeros(2, 3), torch.full((2, 3), 2.0)
+    student = output((9.0, 1.0, 3.0), start_logits=start, end_logits=end)
+    teacher = output((1.0, 2.0, 2.0), start_logits=start + 1, end_logits=end)
+    loss, figures = distillation_loss(student, teacher, MASK)
+    assert {name: float(value) for name, value in figures.items()} == {
+        "hidden": 0.5,  # a quarter in each of two layers; the first state is the embeddings'
+        "start_logits": 1.0,
+        "end_logits": 0.0,
+    }
+    assert float(loss) == 1.5
+
+
+HEADS = ["", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_student_comes_closer_on_text_that_it_was_not_taught(
+    head: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    teacher = tiny_model("bert", f"AutoModel{head}")
+    shape = TreeShape(2, 3)  # random, because a fitted one has little to gain on words without sense
+    student = convert(teacher, tokenizer, sentences(60), shape, "random", calibration_tokens=300).model
+    batch = dict(tokenizer(sentences(64, seed=99), padding=True, return_tensors="pt"))
+
+    @torch.no_grad()
+    def figures() -> dict[str, float]:
+        ours, theirs = (m(**batch, output_hidden_states=True) for m in (student, teacher))
+        found = distillation_loss(ours, theirs, batch["attention_mask"])[1]
+        return {name: float(value) for name, value in found.items()}
+
+    before = figures()
+    rows = tokenized_texts(sentences(320, seed=1), tokenizer)
+    distill(student, teacher, tokenizer, rows, Training(epochs=3, learning_rate=1e-3, batch_size=16))
+    after = figures()
+    names = {"": [], "ForQuestionAnswering": ["start_logits", "end_logits"]}.get(head, ["logits"])
+    assert list(after) == ["hidden", *names]
+    assert sum(after.values()) < sum(before.values())
+
+
+def test_labels_are_not_used_and_the_teacher_is_left_alone(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    rows = tokenized_texts(sentences(24), tokenizer)
+    ends = []
+    for labels in ([0] * 24, [1] * 24):
+        student = converted(classifier, tokenizer)
+        distill(student, classifier, tokenizer, rows.add_column("labels", labels), Training(batch_size=8))
+        ends.append(student.state_dict())
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_hidden_layers": 3}, {"hidden_size": 32}, {"num_labels": 5}, {"vocab_size": 80}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_teacher_of_another_shape_is_refused(changes: dict[str, int]) -> None:
+    ((name, value),) = changes.items()
+    ours = {"num_hidden_layers": 2, "hidden_size": 16, "num_labels": 2, "vocab_size": 64}[name]
+    with pytest.raises(UserError, match=f"the student's {name} is {ours} and the teacher's {value}"):
+        check_pair(tiny_model("bert"), tiny_model("bert", **changes))
+
+
+def test_teacher_of_another_head_is_refused() -> None:
+    with pytest.raises(UserError, match="expected the same head"):
+        check_pair(tiny_model("bert"), tiny_model("bert", "AutoModelForTokenClassification"))

@@ -1,0 +1,191 @@
+"""Every row of the table of families, on a tiny real model. A new row is covered by an entry in `TINY`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY, sentences, tiny_config, tiny_model, tokenized_texts
+from torch import Tensor, nn
+from transformers import BertForSequenceClassification, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
+
+from fffconvert.calibration import listening
+from fffconvert.conversion import convert
+from fffconvert.distillation import distill, distillation_loss
+from fffconvert.errors import UserError
+from fffconvert.families import (
+    FAMILIES,
+    base_of,
+    family_of,
+    ffn_inputs_of,
+    layers_of,
+    read_ffns,
+    replace_ffns,
+)
+from fffconvert.modeling import config_class
+from fffconvert.recipe import Training
+from fffconvert.tree import REMOVED, TreeShape
+
+every_family = pytest.mark.parametrize("model_type", TINY)
+
+
+def batch_of(tokenizer: PreTrainedTokenizerFast, n: int = 8) -> dict[str, Tensor]:
+    return dict(tokenizer(sentences(n, seed=5), padding=True, return_tensors="pt"))
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    return model(**batch_of(tokenizer)).logits
+
+
+def converted(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, shape: TreeShape
+) -> PreTrainedModel:
+    return convert(model, tokenizer, sentences(60), shape, calibration_tokens=300).model
+
+
+def test_every_row_has_a_tiny_model() -> None:
+    assert set(TINY) == set(FAMILIES)
+
+
+@every_family
+def test_row_names_the_configuration(model_type: str) -> None:
+    config = tiny_config(model_type)
+    assert config.model_type == model_type
+    assert family_of(config) is FAMILIES[model_type]
+    assert config_class(FAMILIES[model_type])().model_type == f"fff-{model_type}"
+
+
+# ---- The identities
+
+
+@every_family
+def test_depth_0_with_all_neurons_is_the_dense_model(
+    model_type: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    dense = tiny_model(model_type)
+    expected = logits_of(dense, tokenizer)
+    whole, removed = (
+        logits_of(converted(dense, tokenizer, shape), tokenizer) for shape in (TreeShape(0, 32), REMOVED)
+    )
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5)
+    assert (removed - expected).abs().max() > 0.1  # so the FFNs matter, and the comparison means something
+
+
+@every_family
+def test_ffn_read_is_the_ffn_that_the_model_runs(model_type: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """What a layer's FFN reads and adds to the residual, heard in the model, against the copied weights."""
+    model = tiny_model(model_type)
+    family = FAMILIES[model_type]
+    layers = layers_of(model, family)
+    outputs: list[Tensor] = []
+    for layer in layers:
+        layer.get_submodule(family.down).register_forward_hook(lambda _m, _x, output: outputs.append(output))
+    with listening(ffn_inputs_of(model, family)) as inputs, torch.no_grad():
+        model(**batch_of(tokenizer))
+    ffns = read_ffns(model, family)
+    assert len(ffns) == len(inputs) == len(outputs) == model.config.num_hidden_layers
+    for ffn, x, output in zip(ffns, inputs, outputs, strict=True):
+        assert (ffn.d_model, ffn.n_neurons) == (16, 32)
+        torch.testing.assert_close(ffn(x.flatten(0, 1)), output.flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
+@every_family
+def test_nothing_of_the_dense_ffns_stays(model_type: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    dense = tiny_model(model_type)
+    student = converted(dense, tokenizer, TreeShape(1, 2))
+    sizes = [
+        sum(p.numel() for p in (*model.parameters(), *model.buffers()) if p.is_floating_point())
+        for model in (dense, student)
+    ]
+    dense_ffn = 32 * (2 * 16 + 1) + 16
+    n_layers = len(layers_of(dense, FAMILIES[model_type]))
+    assert sizes[0] - sizes[1] == n_layers * (dense_ffn - TreeShape(1, 2).n_parameters(16))
+
+
+@every_family
+def test_one_distillation_step_lowers_the_loss(model_type: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    teacher = tiny_model(model_type)
+    student = converted(teacher, tokenizer, TreeShape(2, 3))
+    batch = batch_of(tokenizer)
+
+    @torch.no_grad()
+    def loss() -> float:
+        ours, theirs = (m(**batch, output_hidden_states=True) for m in (student, teacher))
+        return float(distillation_loss(ours, theirs, batch["attention_mask"])[0])
+
+    before = loss()
+    rows = tokenized_texts(sentences(8, seed=5), tokenizer)  # the same: one batch, so one step
+    distill(student, teacher, tokenizer, rows, Training(batch_size=8, learning_rate=1e-3))
+    assert loss() < before
+
+
+# ---- What is refused
+
+
+def test_unknown_model_type_is_named_with_what_is_known() -> None:
+    with pytest.raises(
+        UserError, match=r"model type 'gpt2' is not supported; expected one of bert, .*distil"
+    ):
+        family_of(GPT2Config())
+
+
+def test_model_without_layers_is_refused(classifier: BertForSequenceClassification) -> None:
+    base_of(classifier).encoder.layer = nn.ModuleList()
+    with pytest.raises(UserError, match=r"has no FFNs at encoder.layer\[i\].intermediate.*no layers"):
+        layers_of(classifier, FAMILIES["bert"])
+
+
+def test_model_with_its_ffns_elsewhere_is_refused(classifier: BertForSequenceClassification) -> None:
+    family = replace(FAMILIES["bert"], place="feed_forward")
+    with pytest.raises(UserError, match=r"BertForSequenceClassification has no FFNs at .*feed_forward"):
+        read_ffns(classifier, family)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("intermediate.dense.weight", "in_weight"),
+        ("intermediate.dense.bias", "in_bias"),
+        ("output.dense.weight", "out_weight"),
+        ("output.dense.bias", "out_bias"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(
+    path: str, part: str, value: float, classifier: BertForSequenceClassification
+) -> None:
+    with torch.no_grad():
+        classifier.bert.encoder.layer[1].get_parameter(path).flatten()[3] = value
+    with pytest.raises(UserError, match=f"layer 1: the FFN's {part} holds NaN or infinity"):
+        read_ffns(classifier, FAMILIES["bert"])
+
+
+def test_activation_without_a_definition_is_refused() -> None:
+    with pytest.raises(UserError, match=r"layer 0: activation 'mish' is not supported; expected one of gelu"):
+        read_ffns(tiny_model("bert", hidden_act="mish"), FAMILIES["bert"])
+
+
+def test_copies_share_no_memory(classifier: BertForSequenceClassification) -> None:
+    ffn = read_ffns(classifier, FAMILIES["bert"])[0]
+    before = ffn.in_weight.clone()
+    with torch.no_grad():
+        classifier.bert.encoder.layer[0].intermediate.dense.weight.zero_()
+    assert torch.equal(ffn.in_weight, before)
+
+
+def test_feed_forward_in_chunks(tokenizer: PreTrainedTokenizerFast) -> None:
+    dense = tiny_model("bert")
+    student = converted(dense, tokenizer, TreeShape(2, 3))
+    whole = logits_of(student, tokenizer)
+    for layer in layers_of(student, FAMILIES["bert"]):
+        layer.chunk_size_feed_forward = 1
+    torch.testing.assert_close(logits_of(student, tokenizer), whole)
+
+
+def test_replaced_by_what_is_given(classifier: BertForSequenceClassification) -> None:
+    replace_ffns(classifier, FAMILIES["bert"], nn.Identity)
+    for layer in classifier.bert.encoder.layer:
+        assert isinstance(layer.intermediate, nn.Identity)
+        assert isinstance(layer.output.dense, nn.Identity)

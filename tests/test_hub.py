@@ -1,0 +1,133 @@
+"""Pushing, by the real Hub client to a small Hub on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import sentences
+from hub_server import Hub, serving
+from huggingface_hub import constants
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+
+from fffconvert.checkpoint import load, save
+from fffconvert.conversion import convert
+from fffconvert.errors import UserError
+from fffconvert.hub import push
+from fffconvert.tree import TreeShape
+
+SECRETS = (
+    ".env",
+    "token",
+    "optimizer.bin",
+    "training_args.bin",
+    "pytorch_model.bin",
+    "checkpoints/step-5/model.safetensors",
+    ".cache/huggingface/token",
+)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    with serving() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        yield running
+
+
+@pytest.fixture
+def folder(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    folder_of: Callable[..., str],
+    tmp_path: Path,
+) -> Path:
+    """A converted model, and beside it in the same folder what nobody may see."""
+    dense = load(folder_of(classifier))
+    model = convert(classifier, tokenizer, sentences(60), TreeShape(2, 3), calibration_tokens=300).model
+    save(replace(dense, model=model), tmp_path / "student", report={"layers": []})
+    for name in SECRETS:
+        (tmp_path / "student" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "student" / name).write_text(f"secret of {name}")
+    return tmp_path / "student"
+
+
+def test_one_commit_with_the_model_and_nothing_else(hub: Hub, folder: Path) -> None:
+    pushed = push(folder, "user/fast-bert")
+    repository = hub.repositories["user/fast-bert"]
+    assert repository.commits == [sorted(pushed.files)]
+    assert {"README.md", "config.json", "model.safetensors", "report.json"} <= set(pushed.files)
+    assert not set(pushed.files) & set(SECRETS)
+    assert not any(b"secret of" in content for content in repository.files.values())
+    for name, size in pushed.files.items():
+        assert repository.files[name] == (folder / name).read_bytes()
+        assert size == len(repository.files[name])
+    assert not repository.private
+    assert pushed.url is not None
+    assert pushed.url.startswith(hub.url)
+
+
+def test_what_was_pushed_is_a_model_that_loads(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    push(folder, "user/fast-bert")
+    (tmp_path / "again").mkdir()
+    for name, content in hub.repositories["user/fast-bert"].files.items():
+        (tmp_path / "again" / name).write_bytes(content)
+    assert type(load(str(tmp_path / "again")).model) is type(load(str(folder)).model)
+
+
+def test_pushed_again_changes_nothing(hub: Hub, folder: Path) -> None:
+    first, second = push(folder, "user/fast-bert"), push(folder, "user/fast-bert")
+    assert len(hub.repositories["user/fast-bert"].commits) == 1
+    assert second.url == first.url.replace("/user/x/", "/user/fast-bert/")  # type: ignore[union-attr]
+
+
+def test_what_changed_is_one_more_commit(hub: Hub, folder: Path) -> None:
+    push(folder, "user/fast-bert")
+    (folder / "README.md").write_text("# Another card\n")
+    push(folder, "user/fast-bert")
+    assert hub.repositories["user/fast-bert"].commits[1:] == [["README.md"]]
+
+
+def test_dry_run_sends_nothing(hub: Hub, folder: Path) -> None:
+    dry = push(folder, "user/fast-bert", dry_run=True)
+    assert hub.requests == []
+    assert dry.url is None
+    assert dry.files == push(folder, "user/fast-bert").files
+
+
+def test_private(hub: Hub, folder: Path) -> None:
+    push(folder, "user/fast-bert", private=True)
+    assert hub.repositories["user/fast-bert"].private
+
+
+def test_hub_that_cannot_be_reached_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(
+        UserError, match=r"user/fast-bert could not be pushed \(.*is the Hub reachable"
+    ) as told:
+        push(folder, "user/fast-bert")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["a b", "user/name/more", "user/na--me", "../etc"])
+def test_name_that_no_repository_can_have_is_refused(name: str, hub: Hub, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot name a repository .*; expected user/name"):
+        push(folder, name)
+    assert hub.requests == []
+
+
+def test_folder_without_a_converted_model_is_refused(
+    hub: Hub, classifier: BertForSequenceClassification, folder_of: Callable[..., str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="does not hold a converted model"):
+        push(Path(folder_of(classifier)), "user/name")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        push(tmp_path / "empty", "user/name")
+    assert hub.requests == []
