@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from fffconvert.display import say, track
 from fffconvert.errors import UserError
-from fffconvert.families import family_of, ffn_inputs_of
+from fffconvert.families import base_of, family_of, ffn_inputs_of, longest_text
 
 Text = str | tuple[str, str]
 """A text, or a pair of them for a model that reads two."""
@@ -46,7 +46,7 @@ def readable_length(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None, max_length: int
 ) -> int:
     """`max_length`, or what the model can read at the most; who asked for more is told."""
-    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    limit = min(tokenizer.model_max_length, longest_text(config) if config else max_length)
     if limit < max_length != MAX_LENGTH:
         say(f"Texts are cut at {limit} tokens: the model reads no more")
     return min(limit, max_length)
@@ -59,15 +59,18 @@ class Calibration:
     Attributes:
         batches: Padded batches of texts of like length, in random order.
         inputs: The inputs of every FFN, first layer to last: `(n_tokens, d_model)` float32 on the CPU, the
-            same tokens in each; padding is never among them.
+            same tokens in each; padding is never among them. Of an FFN that layers share (ALBERT) those of all
+            its uses, `(n_tokens * n_uses, d_model)`.
+        n_tokens: Tokens of the text that were kept.
     """
 
     batches: list[Batch]
     inputs: list[Tensor]
+    n_tokens: int
 
     def heard_in(self, model: PreTrainedModel, place: nn.Module, description: str) -> Tensor:
         """The inputs of one module of another model, for the same tokens: `(n_tokens, d_model)`."""
-        return hear(model, [place], self.batches, len(self.inputs[0]), description)[0]
+        return hear(model, [place], self.batches, self.n_tokens, description, and_no_further=True)[0]
 
 
 def calibrate(
@@ -100,7 +103,8 @@ def calibrate(
     limit = readable_length(tokenizer, model.config, max_length)
     batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
     places = ffn_inputs_of(model, family_of(model.config))
-    return Calibration(batches, hear(model, places, batches, n_tokens, "Reading calibration text"))
+    n_tokens = min(n_tokens, sum(int(batch["attention_mask"].sum()) for batch in batches))
+    return Calibration(batches, hear(model, places, batches, n_tokens, "Reading calibration text"), n_tokens)
 
 
 def batches_of(
@@ -135,27 +139,39 @@ class _AllHeard(Exception):
 
 @torch.no_grad()
 def hear(
-    model: PreTrainedModel, places: list[nn.Module], batches: list[Batch], n_tokens: int, description: str
+    model: PreTrainedModel,
+    places: list[nn.Module],
+    batches: list[Batch],
+    n_tokens: int,
+    description: str,
+    and_no_further: bool = False,
 ) -> list[Tensor]:
-    """The inputs of some modules, each `(n_tokens, d_model)`, while a model reads batches of text.
+    """The inputs of some modules, each `(n_tokens * n_uses, d_model)`, while a model reads batches of text.
 
     Args:
         model: Any model.
-        places: Modules in it, in the order in which a forward pass calls them.
+        places: Modules in it; one may be used several times, or be given a few tokens at a time.
         batches: Padded batches.
         n_tokens: Tokens to keep, from the first.
         description: What the progress bar says.
+        and_no_further: Whether to end a forward pass where each place has been used once.
     """
-    kept: list[list[Tensor]] = [[] for _ in places]  # per place, per batch (n_real, d_model)
-    with evaluating(model), listening(places, and_no_further=True) as heard:
+    kept: list[list[Tensor]] = [[] for _ in places]  # per place, per batch (n_real * n_uses, d_model)
+    n_kept = 0
+    and_no_further = and_no_further and not getattr(model.config, "chunk_size_feed_forward", 0)
+    with evaluating(model), ExitStack() as stack:
+        heard = [stack.enter_context(listening([place], and_no_further)) for place in places]
         for batch in track(batches, description):
             with suppress(_AllHeard):
-                model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+                base_of(model)(**{name: tensor.to(model.device) for name, tensor in batch.items()})
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
-            for rows, x in zip(kept, heard, strict=True):
-                rows.append(x.to("cpu", torch.float32)[real])
-            heard.clear()
-    return [torch.cat(rows)[:n_tokens] for rows in kept]
+            for rows, calls in zip(kept, heard, strict=True):
+                x = torch.cat(calls, 1).to("cpu", torch.float32)  # (n_texts, n_uses * n_tokens, d_model)
+                uses = x.unflatten(1, (-1, real.shape[1])).transpose(1, 2)[real]  # (n_real, n_uses, d_model)
+                rows.append(uses[: n_tokens - n_kept].flatten(0, 1))
+                calls.clear()
+            n_kept += int(real.sum())
+    return [torch.cat(rows) for rows in kept]
 
 
 @contextmanager

@@ -151,6 +151,12 @@ def load_weights(name: str, config: PreTrainedConfig, cls: Any, new_head: bool =
         )
     except (*UNREADABLE, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name}: its weights could not be loaded ({first_line(error)})") from error
+    if (
+        info["missing_keys"]
+        and model.base_model is model
+        and all(key.startswith("pooler.") for key in info["missing_keys"])
+    ):
+        model.pooler, info["missing_keys"] = None, set()  # an encoder that was saved without one
     check_weights(name, model, info, new_head)
     return cast(PreTrainedModel, model)
 
@@ -167,10 +173,10 @@ def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_h
     config = model.config
     family = modeling.converted_family(config) if modeling.is_converted(config) else family_of(config)
 
+    layers = family.layers.partition(".*")[0]
+
     def in_encoder(key: str) -> bool:
-        return f".{family.layers}." in f".{key}" or (
-            ".embeddings." in f".{key}" and "position_ids" not in key
-        )
+        return f".{layers}." in f".{key}" or (".embeddings." in f".{key}" and "position_ids" not in key)
 
     for key, stored, expected in sorted(info["mismatched_keys"]):
         if in_encoder(key) or not new_head:
@@ -181,7 +187,7 @@ def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_h
     missing = sorted(key for key in info["missing_keys"] if in_encoder(key) or not new_head)
     if missing:
         raise UserError(f"{name}: the weights lack {missing[0]}{and_more(missing)} that config.json asks for")
-    unexpected = sorted(key for key in info["unexpected_keys"] if f".{family.layers}." in f".{key}")
+    unexpected = sorted(key for key in info["unexpected_keys"] if f".{layers}." in f".{key}")
     if unexpected:
         raise UserError(
             f"{name}: the weights hold {unexpected[0]}{and_more(unexpected)} that config.json has no place for"

@@ -27,7 +27,14 @@ from fffconvert.fff import FFF
 from fffconvert.fit import Init, fit_layer
 from fffconvert.int8 import Int8Linear
 from fffconvert.kernels import FFFWeights
-from fffconvert.modeling import config_class, config_with, converted_family, is_converted, model_class
+from fffconvert.modeling import (
+    config_class,
+    config_with,
+    converted_family,
+    counterpart,
+    is_converted,
+    model_class,
+)
 from fffconvert.tree import TreeShape
 
 DEFAULT_TREE = TreeShape(depth=7, leaf_width=12)
@@ -43,7 +50,7 @@ class LayerFit:
     """How well one layer was fitted.
 
     Attributes:
-        layer: Its number, from 0.
+        layer: Its number, from 0; layers that share one FFN (ALBERT) count once.
         error: Squared error of its output on held-out tokens, relative to that of the mean output (so the
             control without an FFN has 1). What is asked of a layer includes mending the errors of those below.
         smallest_leaf: Share of the calibration tokens in the leaf with the fewest.
@@ -106,19 +113,23 @@ def build(
 ) -> Conversion:
     """As `convert`, from what `calibrate` collected.
 
-    Layers are fitted from the first to the last, each on what the converted layers below really give it.
+    Layers are fitted from the first to the last, each on what the converted layers below really give it. An
+    FFN that layers share would be asked to feed itself, so it is fitted on what the dense model gives it.
     """
     refuse_converted(model)
     family = family_of(model.config)
     ffns = read_ffns(model, family)
-    tree = tree.for_width(ffns[0].d_model)
+    tree = family.shape(tree).for_width(ffns[0].d_model)
     student = untrained_student(model, family, tree)
     fits = []
     for number, (ffn, place, theirs) in enumerate(
         zip(ffns, ffn_inputs_of(student, family), calibration.inputs, strict=True)
     ):
-        ours = calibration.heard_in(student, place, f"Fitting layer {number + 1} of {len(ffns)}")
-        target = ffn.in_chunks(theirs) + (theirs - ours)
+        target, ours = ffn.in_chunks(theirs), theirs
+        if len(theirs) == calibration.n_tokens:
+            ours = calibration.heard_in(student, place, f"Fitting layer {number + 1} of {len(ffns)}")
+        if not family.pre_norm:
+            target = target + (theirs - ours)  # the residual sum is with the FFN's own input
         n_held_out = max(1, int(HELD_OUT * len(ours)))
         fitted = slice(n_held_out, None) if len(ours) > 1 else slice(None)
         layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted])
@@ -130,13 +141,13 @@ def build(
 def untrained_student(model: PreTrainedModel, family: Family, tree: TreeShape) -> PreTrainedModel:
     """The converted counterpart of a dense model, with its weights and FFF layers that are not fitted yet."""
     config = config_with(model.config, config_class(family), fff=tree.to_dict())
-    student = model_class(type(model))(config)  # type: ignore[arg-type]
+    student = counterpart(model, model_class(type(model)), config)  # type: ignore[arg-type]
     keys = student.load_state_dict(model.state_dict(), strict=False)
     ours = set(FFFWeights._fields)
     missing = [key for key in keys.missing_keys if key.rsplit(".", 1)[-1] not in ours]
     if missing:
         raise UserError(f"{type(model).__name__} lacks weights that its class has: {missing}")
-    return student.to(model.device, model.dtype).eval()  # type: ignore[arg-type]
+    return student.to(model.device).eval()  # type: ignore[arg-type]
 
 
 def quantize(model: PreTrainedModel) -> PreTrainedModel:

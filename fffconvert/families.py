@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import cast
 
 from torch import nn
@@ -11,6 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
+from fffconvert.tree import GatedTreeShape, TreeShape
+
+PREFIX = "fff-"
+"""Before the model type of a converted model."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,10 @@ class Family:
     Attributes:
         model_type: The `model_type` of the dense configuration.
         config_class: The name of that configuration in `transformers`.
-        layers: Path from the base model to its list of layers.
+        layers: Path from the base model to its list of layers; a `*` stands for each member of a list on the way.
         up: Path inside a layer to the linear layer into the neurons.
+        gate: In a GLU, path to the linear layer into the gates; the same as `up` where that holds both, the
+            neurons' rows first.
         down: Path inside a layer to the linear layer out of the neurons.
         place: Path inside a layer where the FFF goes.
         bypassed: Paths inside a layer that the FFF makes superfluous. Dropout, the residual sum and
@@ -29,27 +36,40 @@ class Family:
         activation: Name of the configuration's activation.
         n_neurons: Name of the configuration's number of neurons.
         d_model: Name of the configuration's width.
+        n_ffns: Names of the configuration's numbers whose product is how many FFNs are stored.
+        offset_positions: Whether positions are counted from behind the padding token's id, as in RoBERTa: so many
+            fewer tokens can be read than there are position embeddings.
+        pre_norm: Whether an FFN reads the normalized residual, instead of the very tensor that its output is
+            added to.
     """
 
     model_type: str
     config_class: str
     layers: str = "encoder.layer"
     up: str = "intermediate.dense"
+    gate: str | None = None
     down: str = "output.dense"
     place: str = "intermediate"
     bypassed: tuple[str, ...] = ("output.dense",)
     activation: str = "hidden_act"
     n_neurons: str = "intermediate_size"
     d_model: str = "hidden_size"
+    n_ffns: tuple[str, ...] = ("num_hidden_layers",)
+    offset_positions: bool = False
+    pre_norm: bool = False
+
+    def shape(self, tree: TreeShape) -> TreeShape:
+        """The shape of a layer of this family for a tree that was asked for: with gates in a GLU."""
+        return (TreeShape if self.gate is None else GatedTreeShape)(**tree.to_dict())
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
         Family("bert", "BertConfig"),
-        Family("roberta", "RobertaConfig"),
-        Family("xlm-roberta", "XLMRobertaConfig"),
-        Family("camembert", "CamembertConfig"),
+        Family("roberta", "RobertaConfig", offset_positions=True),
+        Family("xlm-roberta", "XLMRobertaConfig", offset_positions=True),
+        Family("camembert", "CamembertConfig", offset_positions=True),
         Family("electra", "ElectraConfig"),
         Family(
             "distilbert",
@@ -63,22 +83,87 @@ FAMILIES = {
             n_neurons="hidden_dim",
             d_model="dim",
         ),
+        Family("mpnet", "MPNetConfig", offset_positions=True),
+        Family("deberta", "DebertaConfig"),
+        Family("deberta-v2", "DebertaV2Config"),  # and v3
+        Family(
+            "albert",
+            "AlbertConfig",
+            layers="encoder.albert_layer_groups.*.albert_layers",
+            up="ffn",
+            down="ffn_output",
+            place="ffn",
+            bypassed=("activation", "ffn_output"),
+            n_ffns=("num_hidden_groups", "inner_group_num"),
+        ),
+        Family(
+            "modernbert",
+            "ModernBertConfig",
+            layers="layers",
+            up="mlp.Wi",
+            gate="mlp.Wi",
+            down="mlp.Wo",
+            place="mlp",
+            bypassed=(),
+            activation="hidden_activation",
+            pre_norm=True,
+        ),
+        *(
+            Family(
+                model_type,
+                config_class,
+                layers="layers",
+                up="mlp.gate_proj",  # its rows go through the activation
+                gate="mlp.up_proj",
+                down="mlp.down_proj",
+                place="mlp",
+                bypassed=(),
+                pre_norm=pre_norm,
+            )
+            for model_type, config_class, pre_norm in (
+                ("nomic_bert", "NomicBertConfig", False),
+                ("eurobert", "EuroBertConfig", True),
+            )
+        ),
+        Family(
+            "jina_embeddings_v3",
+            "JinaEmbeddingsV3Config",
+            layers="layers",
+            up="mlp.fc1",
+            down="mlp.fc2",
+            place="mlp",
+            bypassed=(),
+        ),
+        Family("ernie", "ErnieConfig"),
+        Family("xlm-roberta-xl", "XLMRobertaXLConfig", offset_positions=True, pre_norm=True),
     )
 }
 
 
-def family_of(config: PreTrainedConfig) -> Family:
-    """The family of a dense model's configuration.
+def family_named(model_type: str) -> Family:
+    """The family of a dense model type.
 
     Raises:
         UserError: For a model type without a row in `FAMILIES`.
     """
-    if config.model_type not in FAMILIES:
+    if model_type not in FAMILIES:
         raise UserError(
-            f"model type {config.model_type!r} is not supported; expected one of {', '.join(FAMILIES)}. "
+            f"model type {model_type!r} is not supported; expected one of {', '.join(FAMILIES)}. "
             "A new family is one row in fffconvert/families.py."
         )
-    return FAMILIES[config.model_type]
+    return FAMILIES[model_type]
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a dense model's configuration. Raises as `family_named` does."""
+    return family_named(config.model_type)
+
+
+def longest_text(config: PreTrainedConfig) -> int:
+    """Tokens that a dense or converted model can read at once. Raises as `family_named` does."""
+    family = family_named(config.model_type.removeprefix(PREFIX))
+    unused = config.pad_token_id + 1 if family.offset_positions else 0
+    return int(config.max_position_embeddings - unused)
 
 
 def base_of(model: PreTrainedModel) -> nn.Module:
@@ -86,14 +171,21 @@ def base_of(model: PreTrainedModel) -> nn.Module:
     return cast(nn.Module, getattr(model, model.base_model_prefix, model))
 
 
+def members_at(root: nn.Module, path: str) -> list[nn.Module]:
+    """The members of the list at `path`, where a `*` stands for each member of a list on the way."""
+    head, _, rest = path.partition(".*.")
+    members = list(cast(nn.ModuleList, root.get_submodule(head)))
+    return [inner for member in members for inner in members_at(member, rest)] if rest else members
+
+
 def layers_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
-    """The layers that hold an FFN each, first to last.
+    """The layers that hold an FFN each, first to last; one that the model uses several times comes once.
 
     Raises:
         UserError: For a model whose layers are not where its family has them.
     """
     try:
-        layers = list(cast(nn.ModuleList, base_of(model).get_submodule(family.layers)))
+        layers = members_at(base_of(model), family.layers)
         if not layers:
             raise AttributeError("it has no layers")
         for layer in layers:
@@ -111,6 +203,11 @@ def ffn_inputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
     return [layer.get_submodule(family.place) for layer in layers_of(model, family)]
 
 
+def n_ffns(config: PreTrainedConfig, family: Family) -> int:
+    """FFNs that a model stores: fewer than it has layers where layers share them."""
+    return prod(getattr(config, name) for name in family.n_ffns)
+
+
 def read_ffns(model: PreTrainedModel, family: Family) -> list[DenseFFN]:
     """Copies of the dense FFNs, first layer to last.
 
@@ -118,9 +215,10 @@ def read_ffns(model: PreTrainedModel, family: Family) -> list[DenseFFN]:
         UserError: For a model whose FFNs are not where its family has them, or that are not finite.
     """
     activation = getattr(model.config, family.activation)
+    into = (family.up,) if family.gate in (None, family.up) else (family.up, str(family.gate))
     return [
         DenseFFN.read(
-            cast(nn.Linear, layer.get_submodule(family.up)),
+            [cast(nn.Linear, layer.get_submodule(path)) for path in into],
             cast(nn.Linear, layer.get_submodule(family.down)),
             activation,
             name=f"layer {number}",

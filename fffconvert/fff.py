@@ -51,17 +51,17 @@ class FFF(nn.Module):
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The size of each tensor of `FFFWeights`; a part that the shape lacks has a dimension of 0."""
         s, d_model = self.shape, self.d_model
-        leaf = (s.trees, s.n_leaves, s.leaf_width)
+        leaf = (s.trees, s.n_leaves)
         return {
             "router_weight": (s.trees, s.n_nodes, d_model),
             "router_bias": (s.trees, s.n_nodes),
             "node_out_weight": (s.trees, s.n_nodes if s.emitting else 0, d_model),
-            "leaf_in_weight": (*leaf, d_model),
-            "leaf_in_bias": leaf,
-            "leaf_out_weight": (*leaf, d_model),
-            "leaf_out_bias": (s.trees, s.n_leaves, d_model),
-            "trunk_in_weight": (s.trunk, d_model),
-            "trunk_in_bias": (s.trunk,),
+            "leaf_in_weight": (*leaf, s.n_inputs * s.leaf_width, d_model),
+            "leaf_in_bias": (*leaf, s.n_inputs * s.leaf_width),
+            "leaf_out_weight": (*leaf, s.leaf_width, d_model),
+            "leaf_out_bias": (*leaf, d_model),
+            "trunk_in_weight": (s.n_inputs * s.trunk, d_model),
+            "trunk_in_bias": (s.n_inputs * s.trunk,),
             "trunk_out_weight": (s.trunk, d_model),
         }
 
@@ -97,5 +97,6 @@ class FFF(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape, width and activation, for `print(model)`."""
-        shape = ", ".join(f"{name}={value}" for name, value in self.shape.to_dict().items())
+        facts = {**self.shape.to_dict(), "gated": self.shape.gated}
+        shape = ", ".join(f"{name}={value}" for name, value in facts.items())
         return f"d_model={self.d_model}, {shape}, activation={self.activation!r}"

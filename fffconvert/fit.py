@@ -20,7 +20,7 @@ from fffconvert.dense import CHUNK, DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, route
-from fffconvert.kernels.reference import dense_ffn, score
+from fffconvert.kernels.reference import dense_ffn, neurons, score
 from fffconvert.tree import TreeShape, child, goes_right
 
 Init = Literal["inputs", "neurons", "random"]
@@ -32,8 +32,8 @@ FEWEST_TOKENS = 32  # a leaf with fewer is fitted on its closest ancestor that h
 class Part(NamedTuple):
     """A small FFN without output bias: a leaf's neurons or the trunk."""
 
-    in_weight: Tensor  # (width, d_model)
-    in_bias: Tensor  # (width,)
+    in_weight: Tensor  # (width, d_model), then as many rows of gates where neurons have gates
+    in_bias: Tensor  # (width,), then as many
     out_weight: Tensor  # (width, d_model)
 
 
@@ -98,7 +98,7 @@ def fit_tree(
     view = torch.ones(ffn.d_model)
     if tree > 0:  # the same view would grow the same tree: a random subspace each (Ho 1998)
         view = torch.bernoulli(torch.full_like(view, 0.5), generator=torch.Generator().manual_seed(seed))
-    grown = grow(init, inputs * view, ffn.in_weight * view, layer.shape.depth, seed)
+    grown = grow(init, inputs * view, ffn.in_weight[: ffn.n_neurons] * view, layer.shape.depth, seed)
     layer.router_weight[tree], layer.router_bias[tree] = grown
     if layer.shape.emitting:
         fit_nodes(inputs, rest, layer, tree)
@@ -160,8 +160,8 @@ def fit_part(ffn: DenseFFN, x: Tensor, target: Tensor, width: int, linear: bool 
     if first and width == ffn.n_neurons:
         return Part(ffn.in_weight, ffn.in_bias, ffn.out_weight)
     chosen = contributions(ffn, x).topk(width).indices.sort().values
-    in_weight, in_bias = ffn.in_weight[chosen], ffn.in_bias[chosen]
-    activity = ACTIVATIONS[ffn.activation](x @ in_weight.T + in_bias)  # (n_tokens, width)
+    in_weight, in_bias = ffn.inputs_of(chosen)
+    activity = neurons(x, in_weight, in_bias, ffn.activation, ffn.gated)  # (n_tokens, width)
     toward = ffn.out_weight[chosen] if first else torch.zeros(width, ffn.d_model)
     return Part(in_weight, in_bias, ridge(activity, target, toward))
 

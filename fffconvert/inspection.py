@@ -10,7 +10,7 @@ import torch
 
 from fffconvert import kernels
 from fffconvert.checkpoint import load_config, read_report, versions
-from fffconvert.families import family_of
+from fffconvert.families import family_of, n_ffns
 from fffconvert.modeling import converted_family, dense_neurons, is_converted, shape_of
 from fffconvert.tree import TreeShape
 
@@ -22,9 +22,11 @@ class Info:
     Attributes:
         name: Hub id or folder.
         model_type: As in `config.json`.
-        n_layers: Layers with an FFN each.
+        n_layers: Layers that use an FFN.
+        n_ffns: FFNs that are stored: fewer where layers share one (ALBERT).
         d_model: Their width.
         dense_neurons: Neurons of a dense FFN.
+        gated: Whether its neurons have gates (a GLU); such layers run on the PyTorch reference.
         tree: The shape of every layer; none for a dense model.
         active_neurons: Neurons that one token uses in a layer.
         parameters: Numbers that one FFN or FFF layer stores.
@@ -35,8 +37,10 @@ class Info:
     name: str
     model_type: str
     n_layers: int
+    n_ffns: int
     d_model: int
     dense_neurons: int
+    gated: bool
     tree: TreeShape | None
     active_neurons: float
     parameters: int
@@ -58,18 +62,20 @@ def info(name: str) -> Info:
     converted = is_converted(config)
     family = converted_family(config) if converted else family_of(config)
     d_model, n_neurons = int(getattr(config, family.d_model)), dense_neurons(config)
-    dense_parameters = n_neurons * (2 * d_model + 1) + d_model
+    dense = family.shape(TreeShape(depth=0, leaf_width=n_neurons))
     tree = shape_of(config) if converted else None
     return Info(
         name=name,
         model_type=config.model_type,
         n_layers=config.num_hidden_layers,
+        n_ffns=n_ffns(config, family),
         d_model=d_model,
         dense_neurons=n_neurons,
+        gated=dense.gated,
         tree=tree,
-        active_neurons=tree.active_neurons if tree else float(n_neurons),
-        parameters=tree.n_parameters(d_model) if tree else dense_parameters,
-        dense_parameters=dense_parameters,
+        active_neurons=(tree or dense).active_neurons,
+        parameters=(tree or dense).n_parameters(d_model),
+        dense_parameters=dense.n_parameters(d_model),
         layers=read_report(name).get("layers", []),
     )
 
@@ -87,6 +93,6 @@ def env() -> dict[str, str]:
     }
     for kernel in kernels.status().values():
         found[f"kernel {kernel.name}"] = (
-            "available" if kernel.available else f"not available: {kernel.reason}"
+            f"{'available' if kernel.available else 'not available'}: {kernel.reason}"
         )
     return found

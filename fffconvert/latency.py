@@ -21,10 +21,10 @@ from fffconvert.calibration import evaluating, listening
 from fffconvert.conversion import quantize
 from fffconvert.display import track
 from fffconvert.errors import UserError
-from fffconvert.families import Family, ffn_inputs_of, layers_of
+from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, reference
-from fffconvert.modeling import config_with, converted_family, dense_class_of, is_converted
+from fffconvert.modeling import config_with, converted_family, counterpart, dense_class_of, is_converted
 from fffconvert.tree import REMOVED, TreeShape
 
 Run = Callable[[], object]
@@ -112,7 +112,7 @@ def benchmark(
     if others and (reason := onnx.missing()):
         absent = dict.fromkeys(onnx.NAMES, reason)
     rows = []
-    longest = longest_input(model.config)
+    longest = longest_text(model.config)
     cut = dict.fromkeys((batch, min(length, longest)) for batch, length in sizes)
     what: list[int | tuple[int, int]] = [*layer_tokens, *cut]
     settings = [(threads, size) for threads in sorted({1, torch.get_num_threads()}) for size in what]
@@ -143,13 +143,11 @@ def benchmark(
 
 def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> PreTrainedModel:
     """An untrained model of the same size and head: converted to another shape, or dense."""
+    cls: Any = type(model) if shape is not None else dense_class_of(type(model))
+    kept: dict[str, Any] = {}
     if shape is not None:
         kept = {"fff": shape.to_dict(), "int8_projections": model.config.int8_projections}
-        twin = type(model)(config_with(model.config, type(model.config), **kept))
-    else:
-        dense_class = dense_class_of(type(model))
-        twin = dense_class(config_with(model.config, dense_class.config_class))
-    return cast(PreTrainedModel, cast(nn.Module, twin).to(model.dtype))
+    return counterpart(model, cls, config_with(model.config, cls.config_class, **kept))
 
 
 def without_ffns(model: PreTrainedModel) -> PreTrainedModel:
@@ -176,11 +174,6 @@ def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
             )
 
 
-def longest_input(config: PreTrainedConfig) -> int:
-    """Tokens that a model of any family can read: some families begin to count positions at 2."""
-    return int(config.max_position_embeddings) - 2
-
-
 def random_ids(config: PreTrainedConfig, batch: int, length: int) -> Tensor:
     """Token ids `(batch, length)`, the same in every run."""
     return torch.randint(5, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
@@ -189,10 +182,10 @@ def random_ids(config: PreTrainedConfig, batch: int, length: int) -> Tensor:
 def inputs_of_middle_layer(model: PreTrainedModel, family: Family, n_tokens: int) -> Tensor:
     """What the FFF in the middle of the model really gets: `(n_tokens, d_model)`."""
     places = ffn_inputs_of(model, family)
-    length = min(64, longest_input(model.config))
+    length = min(64, longest_text(model.config))
     with listening(places[len(places) // 2 :][:1]) as heard:
         model(input_ids=random_ids(model.config, -(-n_tokens // length), length))
-    return heard[0].flatten(0, 1)[:n_tokens]
+    return heard[len(heard) // 2].flatten(0, 1)[:n_tokens]  # the middle use, where layers share one FFN
 
 
 def layer_runs(
@@ -201,13 +194,14 @@ def layer_runs(
     """The dense FFN and the FFF in the middle of the model, ready to be timed on `x` `(n_tokens, d_model)`."""
     layers = layers_of(dense, family)
     middle = len(layers) // 2
-    up, down = (layers[middle].get_submodule(path) for path in (family.up, family.down))
+    up, down, place = (layers[middle].get_submodule(path) for path in (family.up, family.down, family.place))
     activation = ACTIVATIONS[getattr(model.config, family.activation)]
 
     def dense_layer(x: Tensor) -> Tensor:
         return down(activation(up(x)))
 
-    return runs_of_layer(dense_layer, cast(FFF, ffn_inputs_of(model, family)[middle]), x, others)
+    whole = dense_layer if family.bypassed else place  # nothing is bypassed where the place is the whole FFN
+    return runs_of_layer(whole, cast(FFF, ffn_inputs_of(model, family)[middle]), x, others)
 
 
 def runs_of_layer(dense: Callable[[Tensor], Tensor], fff: FFF, x: Tensor, others: bool) -> dict[str, Run]:

@@ -20,13 +20,20 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
 
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES, Family, family_of, replace_ffns, replace_projections
+from fffconvert.families import (
+    FAMILIES,
+    PREFIX,
+    Family,
+    family_named,
+    family_of,
+    replace_ffns,
+    replace_projections,
+)
 from fffconvert.fff import FFF
 from fffconvert.int8 import Int8Linear
 from fffconvert.remote import flat_source
 from fffconvert.tree import TreeShape
 
-PREFIX = "fff-"
 CODE = "modeling_fff"  # the flat file beside the weights, without `.py`
 
 
@@ -37,7 +44,7 @@ def is_converted(config: PreTrainedConfig) -> bool:
 
 def converted_family(config: PreTrainedConfig) -> Family:
     """The family that a converted model's configuration came from."""
-    return FAMILIES[config.model_type.removeprefix(PREFIX)]
+    return family_named(config.model_type.removeprefix(PREFIX))
 
 
 def shape_of(config: PreTrainedConfig) -> TreeShape:
@@ -47,7 +54,7 @@ def shape_of(config: PreTrainedConfig) -> TreeShape:
         UserError: For a configuration without one, or with one that no tree can have.
     """
     try:
-        return TreeShape(**config.fff)
+        return converted_family(config).shape(TreeShape(**config.fff))
     except (AttributeError, TypeError, UserError) as error:
         raise UserError(f"config.json: `fff` does not hold the shape of a tree ({error})") from error
 
@@ -94,6 +101,7 @@ def config_with(config: PreTrainedConfig, cls: type[PreTrainedConfig], **changes
     """The values of one configuration in another class, some of them changed."""
     own = ("model_type", "fff", "int8_projections", "auto_map")
     values = {key: value for key, value in config.to_dict().items() if key not in own}
+    changes["attn_implementation"] = config._attn_implementation
     return cls(**values, **changes)
 
 
@@ -137,6 +145,16 @@ def model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "config_class": config_class(family),
     }
     return cast(type[PreTrainedModel], type(f"FFF{dense_class.__name__}", (_FFFMixin, dense_class), fields))
+
+
+def counterpart(
+    model: PreTrainedModel, cls: type[PreTrainedModel], config: PreTrainedConfig
+) -> PreTrainedModel:
+    """An untrained model of another class in the dtype of `model`, without a pooler where that has none."""
+    made: Any = cls._from_config(config, dtype=model.dtype)  # rotary frequencies stay in float32
+    if getattr(model, "pooler", made) is None:
+        made.pooler = None
+    return cast(PreTrainedModel, made)
 
 
 def dense_class_of(converted_class: type[PreTrainedModel]) -> Any:

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from fffconvert.calibration import Calibration, calibrate
 from fffconvert.checkpoint import (
     Loaded,
@@ -32,6 +34,7 @@ from fffconvert.distillation import distill, finetune
 from fffconvert.errors import UserError
 from fffconvert.estimate import Estimate, Work, estimate
 from fffconvert.evaluation import Judge, value_kept
+from fffconvert.families import family_of
 from fffconvert.fit import Init
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Recipe
@@ -93,7 +96,7 @@ def run_stages(
     """As `run`, in a folder for work in progress."""
     base, data = load_base(recipe, work, data_dir)
     stages = Stages(recipe, make_teacher(recipe, base, data, work, log_with), data, work, log_with)
-    for name, (shape, init) in students_of(recipe).items():
+    for name, (shape, init) in students_of(recipe, base.model.config).items():
         stages.make_student(name, shape, init)
     return publish(stages, output)
 
@@ -188,15 +191,17 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
     return base
 
 
-def students_of(recipe: Recipe) -> dict[str, tuple[TreeShape, Init]]:
-    """What to train by name, shape and start: the recipe's tree, then its controls."""
+def students_of(recipe: Recipe, config: PreTrainedConfig) -> dict[str, tuple[TreeShape, Init]]:
+    """What to train by name, shape and start: the recipe's tree for a dense model, then its controls."""
+    family = family_of(config)
+    tree = family.shape(recipe.tree).for_width(getattr(config, family.d_model))
     controls: dict[str, tuple[TreeShape, Init]] = {
         "removed": (REMOVED, "inputs"),
-        "narrow": (narrow(recipe.tree), "inputs"),
-        "random": (recipe.tree, "random"),
-        "neurons": (recipe.tree, "neurons"),
+        "narrow": (narrow(tree), "inputs"),
+        "random": (tree, "random"),
+        "neurons": (tree, "neurons"),
     }
-    return {CONVERTED: (recipe.tree, recipe.init), **{name: controls[name] for name in recipe.controls}}
+    return {CONVERTED: (tree, recipe.init), **{name: controls[name] for name in recipe.controls}}
 
 
 @dataclass
@@ -257,9 +262,9 @@ class Stages:
 
 def publish(stages: Stages, output: Path) -> Result:
     """Compares the students, measures latency, and gives the result its name."""
-    work, recipe = stages.work, stages.recipe
+    work, recipe, config = stages.work, stages.recipe, stages.teacher.model.config
     student = replace(load(str(work / CONVERTED)), name=recipe.model)
-    reports = {name: read_report(str(work / name)) for name in students_of(recipe)}
+    reports = {name: read_report(str(work / name)) for name in students_of(recipe, config)}
     report = {**reports[CONVERTED], "table": table_of(stages.judge(stages.teacher.model).to_dict(), reports)}
     teacher = teacher_folder(output) if recipe.finetune is not None else None
     if is_main_process():

@@ -9,7 +9,7 @@ the functions take whatever supports arithmetic and comparison.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from fffconvert.errors import UserError
 
@@ -40,6 +40,7 @@ class TreeShape:
             times its own output weights. This is the shape of UltraFastBERT (arXiv 2311.10770).
         linear: Whether neurons have the identity for an activation instead of the dense model's. Not given, a
             conversion decides (see `for_width`).
+        gated: Whether the dense model's neurons have a gate each (see `GatedTreeShape`).
 
     Raises:
         UserError: For a number that no tree can have.
@@ -51,6 +52,8 @@ class TreeShape:
     trees: int = 1
     emitting: bool = False
     linear: bool | None = None
+
+    gated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
@@ -90,14 +93,21 @@ class TreeShape:
         return self.n_leaves - 1
 
     @property
-    def active_neurons(self) -> float:
-        """Neurons that one token uses, routers included.
+    def n_inputs(self) -> int:
+        """Rows of input weights in one neuron of a leaf or of the trunk: its own, and its gate's."""
+        return 2 if self.gated and not self.linear else 1
 
-        A neuron costs two vectors of `d_model` (input and output weights); a router that does not emit
-        costs one, so it counts as half a neuron.
+    @property
+    def active_neurons(self) -> float:
+        """Neurons that one token uses, routers included, in neurons of the dense model.
+
+        A neuron costs two vectors of `d_model` (input and output weights), and three where it has a gate. A
+        router that does not emit costs one, so it counts as half a neuron; beside a dense model with gates it
+        counts as a third, and a neuron without a gate (linear or emitting) as two thirds.
         """
-        per_level = 1.0 if self.emitting else 0.5
-        return self.trunk + self.trees * (self.leaf_width + per_level * self.depth)
+        neurons, nodes = self.trunk + self.trees * self.leaf_width, self.trees * self.depth
+        vectors = (self.n_inputs + 1) * neurons + (2 if self.emitting else 1) * nodes
+        return vectors / (3 if self.gated else 2)
 
     @property
     def n_neurons(self) -> int:
@@ -108,7 +118,7 @@ class TreeShape:
     def n_parameters(self, d_model: int) -> int:
         """Numbers that one layer stores for inputs of `d_model`."""
         router = (2 if self.emitting else 1) * d_model + 1
-        neuron = 2 * d_model + 1
+        neuron = self.n_inputs * (d_model + 1) + d_model
         leaf = self.leaf_width * neuron + d_model
         return self.trunk * neuron + self.trees * (self.n_nodes * router + self.n_leaves * leaf)
 
@@ -117,10 +127,21 @@ class TreeShape:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class GatedTreeShape(TreeShape):
+    """As `TreeShape`, for a dense model that is a GLU: its neurons have a gate each, and so have the tree's.
+
+    A gate is another row of input weights, whose product with the token multiplies the neuron's activation.
+    Nobody chooses it: conversion takes it from the model's family. Linear neurons and emitting nodes have none.
+    """
+
+    gated: ClassVar[bool] = True
+
+
 REMOVED = TreeShape(depth=0, leaf_width=0)
 """The control without an FFN: one bias, the mean output, for every token."""
 
 
 def narrow(shape: TreeShape) -> TreeShape:
     """The control with as many dense neurons as `shape` has active, rounded up in the control's favour."""
-    return TreeShape(depth=0, leaf_width=-int(-shape.active_neurons // 1))
+    return type(shape)(depth=0, leaf_width=-int(-shape.active_neurons // 1))

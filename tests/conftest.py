@@ -89,6 +89,22 @@ TINY: dict[str, dict[str, object]] = {
     "camembert": {},
     "electra": {"embedding_size": 8},
     "distilbert": {},
+    "mpnet": {"pad_token_id": 1},  # its positions are counted from there whatever the configuration says
+    "deberta": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "deberta-v2": {  # as the published v3 models have it, and the convolution of v2
+        **{"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+        **{"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 8, "conv_kernel_size": 3},
+    },
+    "albert": {"embedding_size": 8, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    "modernbert": {  # global attention, then two local layers; 12 tokens are longer than their window
+        **{"num_hidden_layers": 4, "local_attention": 6, "bos_token_id": 2, "eos_token_id": 3},
+        **{"cls_token_id": 2, "sep_token_id": 3},
+    },
+    "nomic_bert": {"head_dim": 8},
+    "eurobert": {"head_dim": 8, "bos_token_id": 2, "eos_token_id": 3},
+    "jina_embeddings_v3": {},
+    "ernie": {},
+    "xlm-roberta-xl": {},
 }
 """For each row of `FAMILIES` what its tiny configuration needs beyond the sizes that all share."""
 

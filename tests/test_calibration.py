@@ -11,7 +11,13 @@ import pytest
 import torch
 from conftest import sentences
 from torch import Tensor
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from fffconvert.calibration import (
     BATCH_SIZE,
@@ -121,6 +127,27 @@ def test_collected_in_float32(
     collected = calibrate(classifier.to(dtype), tokenizer, sentences(3), 10).inputs
     assert {x.dtype for x in collected} == {torch.float32}
     assert not any(x.requires_grad for x in collected)
+
+
+@pytest.mark.parametrize("chunk", [0, 1], ids=["whole", "chunked"])
+def test_shared_ffn_gets_the_inputs_of_all_its_uses(tokenizer: PreTrainedTokenizerFast, chunk: int) -> None:
+    """ALBERT's layers share one FFN per group; some configurations feed an FFN a few tokens at a time."""
+    set_seed(0)
+    sizes = {"hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 32}
+    model = AlbertModel(AlbertConfig(vocab_size=64, num_hidden_layers=6, num_hidden_groups=2, **sizes)).eval()
+    ffns = [group.albert_layers[0].ffn for group in model.encoder.albert_layer_groups]
+    expected = []
+    for ffn in ffns:
+        with torch.no_grad(), listening([ffn]) as heard:
+            for text in sentences(20):
+                model(**tokenizer(text, return_tensors="pt"))
+        assert len(heard) == 3 * 20
+        expected.append(torch.cat([x[0] for x in heard]))
+    for group in model.encoder.albert_layer_groups:
+        group.albert_layers[0].chunk_size_feed_forward = chunk
+    for ours, theirs in zip(calibrate(model, tokenizer, sentences(20), 10_000).inputs, expected, strict=True):
+        assert_same_rows(ours, theirs)
+    assert [x.shape for x in calibrate(model, tokenizer, sentences(20), 10).inputs] == [(3 * 10, 16)] * 2
 
 
 # ---- Memory

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from transformers import BertForSequenceClassification, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
 from fffconvert.calibration import listening
+from fffconvert.checkpoint import load
 from fffconvert.conversion import convert
 from fffconvert.distillation import distill, distillation_loss
 from fffconvert.errors import UserError
@@ -20,9 +23,13 @@ from fffconvert.families import (
     family_of,
     ffn_inputs_of,
     layers_of,
+    longest_text,
+    n_ffns,
     read_ffns,
     replace_ffns,
 )
+from fffconvert.inspection import info
+from fffconvert.latency import benchmark, layer_runs, untrained_twin
 from fffconvert.modeling import config_class
 from fffconvert.recipe import Training
 from fffconvert.tree import REMOVED, TreeShape
@@ -78,36 +85,43 @@ def test_ffn_read_is_the_ffn_that_the_model_runs(model_type: str, tokenizer: Pre
     """What a layer's FFN reads and adds to the residual, heard in the model, against the copied weights."""
     model = tiny_model(model_type)
     family = FAMILIES[model_type]
-    layers = layers_of(model, family)
-    outputs: list[Tensor] = []
-    for layer in layers:
-        layer.get_submodule(family.down).register_forward_hook(lambda _m, _x, output: outputs.append(output))
-    with listening(ffn_inputs_of(model, family)) as inputs, torch.no_grad():
-        model(**batch_of(tokenizer))
-    ffns = read_ffns(model, family)
-    assert len(ffns) == len(inputs) == len(outputs) == model.config.num_hidden_layers
-    for ffn, x, output in zip(ffns, inputs, outputs, strict=True):
-        assert (ffn.d_model, ffn.n_neurons) == (16, 32)
-        torch.testing.assert_close(ffn(x.flatten(0, 1)), output.flatten(0, 1), rtol=1e-4, atol=1e-5)
+    n_uses = 0
+    for ffn, layer, place in zip(
+        read_ffns(model, family), layers_of(model, family), ffn_inputs_of(model, family), strict=True
+    ):
+        outputs: list[Tensor] = []
+        layer.get_submodule(family.down).register_forward_hook(lambda _m, _x, y, seen=outputs: seen.append(y))
+        with listening([place]) as inputs, torch.no_grad():
+            model(**batch_of(tokenizer))
+        assert (ffn.d_model, ffn.n_neurons, ffn.gated) == (16, 32, family.gate is not None)
+        for x, output in zip(inputs, outputs, strict=True):
+            torch.testing.assert_close(ffn(x.flatten(0, 1)), output.flatten(0, 1), rtol=1e-4, atol=1e-5)
+        n_uses += len(inputs)
+    assert n_uses == model.config.num_hidden_layers
 
 
 @every_family
 def test_nothing_of_the_dense_ffns_stays(model_type: str, tokenizer: PreTrainedTokenizerFast) -> None:
     dense = tiny_model(model_type)
-    student = converted(dense, tokenizer, TreeShape(1, 2))
+    student = converted(dense, tokenizer, TreeShape(1, 2, linear=False))
     sizes = [
         sum(p.numel() for p in (*model.parameters(), *model.buffers()) if p.is_floating_point())
         for model in (dense, student)
     ]
-    dense_ffn = 32 * (2 * 16 + 1) + 16
-    n_layers = len(layers_of(dense, FAMILIES[model_type]))
-    assert sizes[0] - sizes[1] == n_layers * (dense_ffn - TreeShape(1, 2).n_parameters(16))
+    family = FAMILIES[model_type]
+    linear = {family.up, family.down} | ({family.gate} if family.gate else set())
+    layers = layers_of(dense, family)
+    dense_ffn = sum(p.numel() for path in linear for p in layers[0].get_submodule(path).parameters())
+    assert sizes[0] - sizes[1] == len(layers) * (
+        dense_ffn - family.shape(TreeShape(1, 2, linear=False)).n_parameters(16)
+    )
+    assert len(layers) == n_ffns(dense.config, family)
 
 
 @every_family
 def test_one_distillation_step_lowers_the_loss(model_type: str, tokenizer: PreTrainedTokenizerFast) -> None:
     teacher = tiny_model(model_type)
-    student = converted(teacher, tokenizer, TreeShape(2, 3))
+    student = converted(teacher, tokenizer, TreeShape(2, 3, linear=False))
     batch = batch_of(tokenizer)
 
     @torch.no_grad()
@@ -117,8 +131,63 @@ def test_one_distillation_step_lowers_the_loss(model_type: str, tokenizer: PreTr
 
     before = loss()
     rows = tokenized_texts(sentences(8, seed=5), tokenizer)  # the same: one batch, so one step
-    distill(student, teacher, tokenizer, rows, Training(batch_size=8, learning_rate=1e-3))
+    distill(student, teacher, tokenizer, rows, Training(batch_size=8, learning_rate=1e-4))
     assert loss() < before
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "albert", "mpnet"])
+def test_encoder_without_pooler(
+    model_type: str, tokenizer: PreTrainedTokenizerFast, folder_of: Callable[..., str]
+) -> None:
+    """Sentence encoders are often saved without one, which `config.json` does not say."""
+    dense = tiny_model(model_type, "AutoModel")
+    dense.pooler = None
+    read = load(folder_of(dense)).model
+    assert read.pooler is None
+    student = converted(read, tokenizer, TreeShape(2, 3))
+    assert not any("pooler" in key for key in student.state_dict())
+    again = load(folder_of(student, "student")).model
+    batch = batch_of(tokenizer)
+    with torch.no_grad():
+        assert torch.equal(student(**batch)[0], deepcopy(again)(**batch)[0])
+    assert untrained_twin(student, REMOVED).pooler is None
+
+
+@pytest.mark.parametrize("model_type", [name for name in TINY if TINY[name] is not TINY["eurobert"]])
+def test_head_of_a_language_model_stays_tied(
+    model_type: str, tokenizer: PreTrainedTokenizerFast, folder_of: Callable[..., str]
+) -> None:
+    student = converted(tiny_model(model_type, "AutoModelForMaskedLM"), tokenizer, TreeShape(1, 2))
+    for model in (student, load(folder_of(student)).model):
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@every_family
+def test_longest_text_can_be_read(model_type: str) -> None:
+    model = tiny_model(model_type, "AutoModel")
+    n_tokens = longest_text(model.config)
+    assert n_tokens == 64 - (model.config.pad_token_id + 1 if FAMILIES[model_type].offset_positions else 0)
+    with torch.no_grad():
+        assert model(torch.full((1, n_tokens), 7))[0].shape == (1, n_tokens, 16)
+
+
+@every_family
+def test_info_and_benchmark(
+    model_type: str, tokenizer: PreTrainedTokenizerFast, folder_of: Callable[..., str]
+) -> None:
+    dense = tiny_model(model_type)
+    student = converted(dense, tokenizer, TreeShape(2, 3, linear=False))
+    family = FAMILIES[model_type]
+    ffn = ffn_inputs_of(student, family)[0]
+    found = info(folder_of(student))
+    assert found.parameters == sum(tensor.numel() for tensor in ffn.state_dict().values())
+    assert found.n_ffns == len(layers_of(dense, family))
+    assert found.active_neurons == pytest.approx(3 + 2 / (3 if found.gated else 2))
+    x = torch.randn(5, 16)
+    run = layer_runs(student, dense, family, x, others=False)["dense"]  # what is timed is what was replaced
+    ffns = read_ffns(dense, family)
+    torch.testing.assert_close(run(), ffns[len(ffns) // 2](x), rtol=1e-4, atol=1e-5)
+    benchmark(student, dense, sizes=((1, 8),), layer_tokens=(4,), seconds_per_row=0.0)
 
 
 # ---- What is refused

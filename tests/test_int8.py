@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -17,7 +18,7 @@ from fffconvert.cli import main
 from fffconvert.conversion import convert, quantize
 from fffconvert.distillation import distill
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES
+from fffconvert.families import FAMILIES, layers_of, n_ffns
 from fffconvert.int8 import LARGEST, Int8Linear, int8_linear
 from fffconvert.modeling import config_class, config_with, model_class
 from fffconvert.tree import TreeShape
@@ -130,14 +131,15 @@ def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(student, folder_of)
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
 def test_every_family_saves_and_loads(family, tmp_path):
     torch.manual_seed(0)
-    dense = getattr(transformers, family.config_class)
-    sizes = {family.d_model: 16, family.n_neurons: 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = dense(vocab_size=64, max_position_embeddings=32, **sizes)
-    cls = model_class(transformers.AutoModelForTokenClassification._model_mapping[dense])
-    quantized = quantize(cls(config_with(config, config_class(family), fff=TREE.to_dict())))
+    config = tiny_config(family.model_type)
+    cls = model_class(transformers.AutoModelForTokenClassification._model_mapping[type(config)])
+    float_model = cls(config_with(config, config_class(family), fff=TREE.to_dict()))
+    n_linear = sum(type(m) is nn.Linear for x in layers_of(float_model, family) for m in x.modules())
+    assert n_linear >= 2 * n_ffns(config, family)
+    quantized = quantize(float_model)
     quantized.save_pretrained(tmp_path / "int8")
     loaded = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "int8")
-    assert sum(isinstance(module, Int8Linear) for module in loaded.modules()) == 4
+    assert sum(isinstance(module, Int8Linear) for module in loaded.modules()) == n_linear
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=IDS).logits, quantized(input_ids=IDS).logits)
 

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
-from fffconvert.tree import MAX_DEPTH, REMOVED, TreeShape, child, goes_right, narrow
+from fffconvert.tree import MAX_DEPTH, REMOVED, GatedTreeShape, TreeShape, child, goes_right, narrow
 
 few = settings(max_examples=40, deadline=None)
-shapes = st.builds(
-    TreeShape,
-    depth=st.integers(0, 4),
-    leaf_width=st.integers(0, 5),
-    trunk=st.integers(0, 5),
-    trees=st.integers(1, 3),
-    emitting=st.booleans(),
-    linear=st.booleans(),
-)
+sizes = {
+    "depth": st.integers(0, 4),
+    "leaf_width": st.integers(0, 5),
+    "trunk": st.integers(0, 5),
+    "trees": st.integers(1, 3),
+    "emitting": st.booleans(),
+    "linear": st.booleans(),
+}
+shapes = st.builds(TreeShape, **sizes) | st.builds(GatedTreeShape, **sizes)
 
 
 # ---- Numbering
@@ -108,18 +108,27 @@ def test_tie_goes_right_and_nan_left(score: float, right: bool) -> None:
         (TreeShape(3, 4, trunk=10, trees=2, emitting=True), 10 + 2 * (4 + 3), 10 + 2 * (8 * 4 + 7)),
         (TreeShape(3, 4, linear=True), 4 + 3 / 2, 8 * 4),
         (TreeShape(4, 0), 4 / 2, 0),
+        # beside a GLU, whose neurons are three vectors: a router is one, a neuron without a gate two
+        (GatedTreeShape(7, 12), 12 + 7 / 3, 128 * 12),
+        (GatedTreeShape(0, 1152), 1152, 1152),
+        (GatedTreeShape(3, 4, trunk=10, trees=2), 10 + 2 * (4 + 3 / 3), 10 + 2 * 8 * 4),
+        (GatedTreeShape(3, 6, linear=True), (2 * 6 + 3) / 3, 8 * 6),
+        (GatedTreeShape(3, 4, emitting=True), 4 + 3 * 2 / 3, 8 * 4 + 7),
         (REMOVED, 0, 0),
     ],
     ids=lambda value: repr(value) if isinstance(value, TreeShape) else None,
 )
 def test_neurons_counted_by_hand(shape: TreeShape, active: float, neurons: int) -> None:
-    assert shape.active_neurons == active
+    assert shape.active_neurons == pytest.approx(active, rel=1e-15)
     assert shape.n_neurons == neurons
 
 
 def test_parameters_counted_by_hand() -> None:
     # a trunk neuron: 5 + 5 + 1; a router: 5 + 1; a leaf: 2 * (5 + 5 + 1) + 5
     assert TreeShape(depth=2, leaf_width=2, trunk=3).n_parameters(5) == 3 * 11 + 3 * 6 + 4 * 27
+    # a gate is another 5 + 1 in a neuron
+    assert GatedTreeShape(depth=2, leaf_width=2, trunk=3).n_parameters(5) == 3 * 17 + 3 * 6 + 4 * 39
+    assert GatedTreeShape(2, 2, linear=True).n_parameters(5) == TreeShape(2, 2).n_parameters(5)
     # a node that emits has output weights too
     assert TreeShape(depth=2, leaf_width=2, emitting=True).n_parameters(5) == 3 * 11 + 4 * 27
 
@@ -136,7 +145,8 @@ def test_parameters_are_those_that_a_layer_stores(shape: TreeShape, d_model: int
 def test_stored_neurons_are_rows_of_input_weights(shape: TreeShape) -> None:
     layer = FFF(shape, 3, "gelu")
     rows = layer.leaf_in_bias.numel() + layer.trunk_in_bias.numel()
-    assert shape.n_neurons == rows + (layer.router_bias.numel() if shape.emitting else 0)
+    neurons = rows // 2 if shape.gated and not shape.linear else rows
+    assert shape.n_neurons == neurons + (layer.router_bias.numel() if shape.emitting else 0)
 
 
 @few
@@ -144,6 +154,7 @@ def test_stored_neurons_are_rows_of_input_weights(shape: TreeShape) -> None:
 def test_narrow_control_has_at_least_as_many_neurons(shape: TreeShape) -> None:
     control = narrow(shape)
     assert (control.depth, control.trunk, control.trees, control.emitting) == (0, 0, 1, False)
+    assert control.gated is shape.gated
     assert 0 <= control.active_neurons - shape.active_neurons < 1
 
 
@@ -162,7 +173,7 @@ def test_removed_stores_one_bias() -> None:
 @few
 @given(shapes)
 def test_plain_values_make_the_shape_again(shape: TreeShape) -> None:
-    assert TreeShape(**shape.to_dict()) == shape
+    assert type(shape)(**shape.to_dict()) == shape
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ def _load_cpu() -> Implementation:
         cpu.load()
     except cpu.Unavailable as error:
         return Implementation("cpu", False, str(error))
-    return Implementation("cpu", True, f"built as {cpu.library_path()}")
+    return Implementation(
+        "cpu", True, f"float32 and bfloat16, neurons without gates; built as {cpu.library_path()}"
+    )
 
 
 def _wanted() -> str:
@@ -102,7 +104,7 @@ def status() -> dict[str, Implementation]:
 def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     """A fast feedforward layer, by the fastest implementation that serves here.
 
-    The kernels take float32 and bfloat16, on a GPU float16 too; everything else goes to the reference. Under
+    The kernels take float32 and bfloat16, on a GPU float16 too; all else, and gates, go to the reference. Under
     autocast the CPU kernel computes in the weights' dtype, which is what the reference returns there.
 
     Args:
@@ -117,6 +119,8 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         UserError: Where `FFFCONVERT_KERNEL` names what cannot serve.
     """
     dtype = weights.leaf_in_weight.dtype
+    if weights.gated:
+        return reference.fff_forward(x, weights, activation)
     if x.is_cuda and dtype == x.dtype and dtype is not torch.float64 and _uses_gpu_kernel():
         from fffconvert.kernels import gpu  # imports Triton
 

@@ -3,7 +3,8 @@
 For one token `x` and one tree: start at the root; at each node take the sign of the router's score
 `w . x + b` to go left or right; at the leaf reached, compute the small dense FFN stored there. A node
 that emits adds `activation(score)` times its output weights on the way. Trees are summed, and the
-trunk, a small dense FFN for every token, is added.
+trunk, a small dense FFN for every token, is added. Where neurons have gates, a neuron's activation is
+multiplied by `gate . x + bias`.
 
 Autograd differentiates it as it stands. The choice of the path is hard, so routers that do not emit
 get no gradient. Tokens are taken leaf by leaf: time and memory grow with the leaves that are used,
@@ -34,7 +35,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FFFWeights(NamedTuple):
-    """The tensors of one fast feedforward layer. Parts that the shape lacks have a dimension of 0."""
+    """The tensors of one fast feedforward layer. Parts that the shape lacks have a dimension of 0.
+
+    Where neurons have gates there are twice as many rows of input weights and biases as of output weights:
+    first the neurons' own, in a leaf or the trunk, then their gates'.
+    """
 
     router_weight: Tensor  # (n_trees, n_nodes, d_model)
     router_bias: Tensor  # (n_trees, n_nodes)
@@ -57,21 +62,50 @@ class FFFWeights(NamedTuple):
         """Whether nodes are neurons too."""
         return self.node_out_weight.shape[1] > 0
 
+    @property
+    def gated(self) -> bool:
+        """Whether neurons of leaves or trunk have gates."""
+        return (
+            self.leaf_in_weight.shape[2] > self.leaf_out_weight.shape[2]
+            or self.trunk_in_weight.shape[0] > self.trunk_out_weight.shape[0]
+        )
+
+
+def neurons(x: Tensor, in_weight: Tensor, in_bias: Tensor, activation: str, gated: bool) -> Tensor:
+    """What each neuron of a dense FFN gives before its output weights.
+
+    Args:
+        x: `(n_tokens, d_model)`.
+        in_weight: `(n_neurons, d_model)`; where `gated`, as many rows for the gates follow.
+        in_bias: `(n_neurons,)`; where `gated`, as many for the gates follow.
+        activation: A name in `ACTIVATIONS`.
+        gated: Whether neurons have gates.
+
+    Returns:
+        `(n_tokens, n_neurons)`.
+    """
+    scores = F.linear(x, in_weight, in_bias)
+    if not gated:
+        return ACTIVATIONS[activation](scores)
+    scores, gates = scores.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](scores) * gates
+
 
 def dense_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, out_weight: Tensor, activation: str) -> Tensor:
     """A dense FFN without output bias.
 
     Args:
         x: `(n_tokens, d_model)`.
-        in_weight: `(n_neurons, d_model)`.
-        in_bias: `(n_neurons,)`.
+        in_weight: `(n_neurons, d_model)`, or twice as many rows where neurons have gates (see `neurons`).
+        in_bias: `(n_neurons,)`, or twice as many.
         out_weight: `(n_neurons, d_model)`, one row per neuron.
         activation: A name in `ACTIVATIONS`.
 
     Returns:
         `(n_tokens, d_model)`.
     """
-    return ACTIVATIONS[activation](F.linear(x, in_weight, in_bias)) @ out_weight
+    gated = len(in_weight) > len(out_weight)
+    return neurons(x, in_weight, in_bias, activation, gated) @ out_weight
 
 
 def score(x: Tensor, weights: FFFWeights, tree: int, node: Tensor) -> Tensor:
