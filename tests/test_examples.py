@@ -1,0 +1,164 @@
+"""What the documentation shows is run or parsed, so that it cannot drift from the code."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from conftest import sentences, tiny_config
+from transformers import BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+import fffconvert.text
+from fffconvert.checkpoint import Loaded, save
+from fffconvert.cli import main
+from fffconvert.conversion import convert
+from fffconvert.tree import TreeShape
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+# ---- Commands
+
+
+def commands(
+    group: click.Group = main, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command and where it is, those of groups inside groups too."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Places that show a command line, and the line."""
+    texts = {
+        "README.md": "\n".join(re.findall(r"(?s)```bash\n.*?```|`[^`]+`", README)),
+        "Makefile": (ROOT / "Makefile").read_text(encoding="utf-8"),
+        "fffconvert --help": main.help or "",
+        **{f"{' '.join(path)} --help": command.help or "" for path, command in commands()},
+    }
+    for place, text in texts.items():
+        for line in text.replace("\\\n", " ").splitlines():
+            if shown := re.search(r"(?:^\s*|`|-m |/)fffconvert (?!COMMAND)([a-z-]+ [^`]+)", line):
+                yield place, shown[1].strip()
+
+
+@pytest.mark.parametrize(("place", "line"), list(command_lines()), ids=lambda text: text.replace(" ", "_"))
+def test_a_command_line_that_is_shown_parses(place: str, line: str) -> None:
+    words = shlex.split(line, comments=True)
+    elided = words[-1] == "..."
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        name, *words = words
+        assert name in command.commands, f"{place}: there is no command {name}"
+        command = command.commands[name]
+    with click.Context(command, info_name=name, resilient_parsing=elided) as context:
+        command.parse_args(context, words[:-1] if elided else words)
+    for word in words:
+        if word.startswith("recipes/"):
+            assert (ROOT / word).is_file(), f"{place}: there is no {word}"
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = {line.split()[0] for place, line in command_lines() if place == "README.md"}
+    shown |= set(re.findall(r"`(?:fffconvert )?([a-z-]+)`", README))
+    assert {path[0] for path, _ in commands()} - shown - {"info", "env"} == set()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?m)(?:^|`)make ([a-z]+)", README))))
+def test_a_make_target_that_is_shown_exists(target: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"(?m)^{target}:", makefile)
+    assert re.search(rf"(?m)^\.PHONY:.*\b{target}\b", makefile)
+
+
+@pytest.mark.parametrize(
+    "script", sorted(set(re.findall(r"python (?:-m )?((?:benchmarks|examples)[/.][\w./]+)", README)))
+)
+def test_a_script_that_is_shown_exists(script: str) -> None:
+    assert (ROOT / script).is_file() or (ROOT / f"{script.replace('.', '/')}.py").is_file()
+
+
+# ---- Scripts
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The folder of a converted sentence encoder."""
+    dense = BertModel(tiny_config()).eval()
+    made = convert(dense, tokenizer, sentences(50), TreeShape(depth=2, leaf_width=2))
+    save(Loaded("dense", made.model, tokenizer), tmp_path / "encoder")
+    return str(tmp_path / "encoder")
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs an example as `python examples/NAME.py ARGUMENTS` does."""
+
+    def run(name: str, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+
+    return run
+
+
+def test_embed_and_search(
+    encoder: str, run_script: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_script("embed_and_search", encoder, "Sort a list.")
+    title, *found = capsys.readouterr().out.splitlines()
+    assert title == "FFFBertModel: Sort a list."
+    similarities = [float(line.split()[0]) for line in found]
+    assert len(similarities) == 4
+    assert similarities == sorted(similarities, reverse=True)
+
+
+def test_write_python_docs(
+    tmp_path: Path,
+    run_script: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    docstrings = fffconvert.text.docstrings  # of the whole library it takes seconds
+    monkeypatch.setattr(fffconvert.text, "docstrings", lambda folder: docstrings(folder / "json"))
+    run_script("write_python_docs", str(tmp_path / "docs.txt"))
+    lines = (tmp_path / "docs.txt").read_text(encoding="utf-8").splitlines()
+    assert capsys.readouterr().out == f"{tmp_path / 'docs.txt'}: {len(lines)} sentences\n"
+    assert any("JSON" in line for line in lines)
+
+
+def test_the_readmes_python(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    folder_of: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The code blocks as they stand, the last one first: it makes the folder that the first one loads."""
+    monkeypatch.chdir(tmp_path)
+    folder_of(classifier, "teacher")
+    tokenizer.save_pretrained("distilled")
+    (tmp_path / "texts.txt").write_text("\n".join(sentences(50)), encoding="utf-8")
+    use, make = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(make, made := {})
+    made["student"].save_pretrained("distilled")
+    exec(use, used := {})
+    (answer,) = used["classify"]("a good film")
+    assert answer["label"] in classifier.config.label2id
+    assert type(used["classify"].model).__name__ == "FFFBertForSequenceClassification"
+
+
+def test_every_example_has_a_test_and_says_how_to_run_it() -> None:
+    for script in EXAMPLES:
+        assert f"test_{script.stem}" in globals()
+        assert f"python examples/{script.name} " in script.read_text(encoding="utf-8")
