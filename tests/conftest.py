@@ -32,6 +32,7 @@ from transformers import (
 from fffconvert.data import unlabelled
 from fffconvert.encoding import tokenized
 from fffconvert.families import FAMILIES
+from fffconvert.tasks import TASKS
 
 WORDS = (
     "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()  # noqa: SIM905
@@ -140,26 +141,22 @@ def texts() -> list[str]:
 
 @pytest.fixture
 def glue(tmp_path: Path) -> Path:
-    """A folder of GLUE's layout with made-up SST-2, STS-B and MNLI rows."""
+    """A folder of GLUE's layout with made-up rows for every task; of MNLI's training rows only a part."""
     root = tmp_path / "glue"
-
-    def write(task: str, split: str, columns: dict[str, list[object]]) -> None:
-        (root / task).mkdir(parents=True, exist_ok=True)
-        Dataset.from_dict(columns).to_parquet(root / task / f"{split}.parquet")
-
-    for number, split in enumerate(("train", "validation")):
-        size = 96 if split == "train" else 37
-        first, second = sentences(size, seed=number), sentences(size, seed=number + 10)
-        index = list(range(size))
-        positive = [int("good" in text) for text in first]
-        write("sst2", split, {"sentence": first, "label": positive, "idx": index})
-        score = [float(len(set(a.split()) & set(b.split()))) for a, b in zip(first, second, strict=True)]
-        write("stsb", split, {"sentence1": first, "sentence2": second, "label": score, "idx": index})
-        for name in (
-            ("train_partial",) if split == "train" else ("validation_matched", "validation_mismatched")
-        ):
-            three = [i % 3 for i in index]
-            write("mnli", name, {"premise": first, "hypothesis": second, "label": three, "idx": index})
+    for task in TASKS.values():
+        (root / task.name).mkdir(parents=True)
+        train = "train_partial" if task.name == "mnli" else "train"
+        for number, split in enumerate((train, *task.validations)):
+            size = 37 if number else 96
+            texts = [sentences(size, seed=min(number, 1) + 10 * column) for column in range(2)]
+            columns = dict(zip(task.columns, texts, strict=False))
+            labels: list[float | int] = [int("good" in text) for text in texts[0]]
+            if task.is_regression:
+                labels = [float(len({*a.split()} & {*b.split()})) for a, b in zip(*texts, strict=True)]
+            elif task.n_outputs == 3:
+                labels = [row % 3 for row in range(size)]
+            rows = Dataset.from_dict({**columns, "label": labels, "idx": list(range(size))})
+            rows.to_parquet(root / task.name / f"{split}.parquet")
     return root
 
 

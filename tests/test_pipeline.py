@@ -1,0 +1,282 @@
+"""The whole story in small: every shipped recipe, what it reports, and what a run survives."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import sentences, tiny_config
+from processes import finish, start, wait_until
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    BertModel,
+    pipeline,
+    set_seed,
+)
+
+from fffconvert import latency, training
+from fffconvert import pipeline as pipeline_module
+from fffconvert.checkpoint import load
+from fffconvert.errors import UserError
+from fffconvert.pipeline import Result, run
+from fffconvert.recipe import Recipe, Training, load_recipe
+from fffconvert.tree import TreeShape
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+TINY = (
+    "tree={depth: 2, leaf_width: 2}",
+    "calibration_tokens=300",
+    "train_rows=32",
+    "held_out=20",
+    "distill={epochs: 1, batch_size: 8, checkpoint_every: 2}",
+)
+TINY_FINETUNE = "finetune={epochs: 1, batch_size: 8, checkpoint_every: 2}"
+SCORE_KEYS = set(
+    "task metric score teacher_score retention agreement active_neurons dense_neurons share".split()  # noqa: SIM905
+)
+
+
+@pytest.fixture(autouse=True)
+def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"sizes": ((1, 16),), "layer_tokens": (4,), "seconds_per_row": 0.0}
+    monkeypatch.setattr(latency.benchmark, "__kwdefaults__", quick)
+
+
+@pytest.fixture
+def base(folder_of: Callable[..., str]) -> str:
+    """The folder of a tiny encoder, in place of BERT-base."""
+    set_seed(0)
+    return folder_of(BertModel(tiny_config(initializer_range=0.5)).eval(), "base")
+
+
+@pytest.fixture
+def recipe(classifier: BertForSequenceClassification, folder_of: Callable[..., str]) -> Recipe:
+    """Converts a classifier for SST-2 as it is, without a control."""
+    return Recipe(
+        model=folder_of(classifier),
+        task="sst2",
+        tree=TreeShape(depth=2, leaf_width=2),
+        calibration_tokens=300,
+        distill=Training(epochs=2, batch_size=8, checkpoint_every=5),
+    )
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# ---- Every recipe that is shipped
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_shipped_recipe_runs_tiny(file: Path, base: str, glue: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(sentences(100)), encoding="utf-8")
+    recipe = load_recipe(file, TINY)
+    changes = {"model": base, "text": str(text) if recipe.text else None}
+    if recipe.finetune is not None:
+        changes["finetune"] = replace(recipe.finetune, epochs=1, batch_size=8)
+    recipe = replace(recipe, **changes)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = run(recipe, tmp_path / "out", data_dir=glue)
+
+    partial = [warning for warning in caught if "only a part of the split" in str(warning.message)]
+    assert bool(partial) == (recipe.task == "mnli")
+    check_report(result, recipe)
+    check_folder(result, recipe, tmp_path)
+
+
+def check_report(result: Result, recipe: Recipe) -> None:
+    report = result.report
+    scores = report["scores"]
+    assert set(scores) >= SCORE_KEYS
+    assert scores["task"] == (recipe.task or "text")
+    assert (scores["active_neurons"], scores["dense_neurons"], scores["share"]) == (3.0, 32, 3 / 32)
+    for metrics in scores["metrics"].values():
+        assert all(-1 <= value <= 1 for value in metrics.values())
+    if recipe.task == "mnli":
+        assert set(scores["metrics"]) == {"validation_matched", "validation_mismatched"}
+    teacher, converted, *controls = report["table"]
+    assert [row["name"] for row in controls] == list(recipe.controls)
+    assert teacher["active_neurons"] == 32
+    assert teacher["agreement"] == pytest.approx(1)
+    assert teacher["score"] == scores["teacher_score"]
+    assert converted["score"] == scores["score"]
+    assert converted["before_distillation"] == report["before_distillation"]["score"]
+    removed, narrow = controls
+    assert removed["active_neurons"] == 0
+    assert narrow["active_neurons"] == 3, "as many as the tree has active"
+    if teacher["score"] != removed["score"]:
+        kept = (converted["score"] - removed["score"]) / (teacher["score"] - removed["score"])
+        assert converted["value_kept"] == pytest.approx(kept)
+        assert (removed["value_kept"], teacher["value_kept"]) == (0, 1)
+    assert [layer["layer"] for layer in report["layers"]] == [0, 1]
+    assert all(row["dense"] > 0 for row in report["latency"]["rows"])
+
+
+def check_folder(result: Result, recipe: Recipe, tmp_path: Path) -> None:
+    made = {"out", "out-teacher"} if recipe.finetune else {"out"}
+    assert names_in(tmp_path) - {"base", "glue", "text.txt"} == made, "nothing else is left"
+    assert result.output == tmp_path / "out"
+    assert result.teacher == (tmp_path / "out-teacher" if recipe.finetune else None)
+    assert names_in(result.output) >= {
+        "model.safetensors", "config.json", "tokenizer.json", "recipe.yaml", "report.json", "README.md",
+    }  # fmt: skip
+    assert load_recipe(result.output / "recipe.yaml") == recipe
+    saved = json.loads((result.output / "report.json").read_text())
+    assert {key: saved[key] for key in result.report} == json.loads(json.dumps(result.report))
+    assert "torch" in saved["versions"]
+
+
+# ---- What was written is an ordinary model
+
+
+def test_the_folder_is_what_stock_transformers_loads(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
+    result = run(replace(recipe, finetune=Training(epochs=1, batch_size=8)), tmp_path / "out", data_dir=glue)
+    ours = load(str(result.output))
+    tokenizer = AutoTokenizer.from_pretrained(result.output)
+    stock = AutoModelForSequenceClassification.from_pretrained(result.output)
+    assert type(stock).__name__ == "FFFBertForSequenceClassification"
+    inputs = tokenizer(sentences(5), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(stock(**inputs).logits, ours.model(**inputs).logits)
+        classify = pipeline("text-classification", str(result.output))
+        answers = classify(sentences(5), batch_size=5)
+        expected = stock(**inputs).logits.softmax(-1)
+    assert [answer["label"] for answer in answers] == [
+        ("negative", "positive")[number] for number in expected.argmax(-1).tolist()
+    ]
+    assert [answer["score"] for answer in answers] == pytest.approx(expected.amax(-1).tolist())
+    teacher = AutoModelForSequenceClassification.from_pretrained(result.teacher)
+    assert type(teacher) is BertForSequenceClassification
+
+    stock.save_pretrained(tmp_path / "again")
+    again, first = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", result.output))
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[key], tensor) for key, tensor in first.items())
+
+
+def test_smaller_trees_make_a_smaller_file(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
+    quick = replace(recipe, train_rows=8, distill=Training(batch_size=8))
+    sizes = []
+    for depth in (1, 4):
+        out = tmp_path / f"depth-{depth}"
+        run(replace(quick, tree=TreeShape(depth, 2)), out, data_dir=glue)
+        sizes.append((out / "model.safetensors").stat().st_size)
+    assert sizes[0] < sizes[1]
+
+
+# ---- Killed and resumed
+
+
+def run_and_hold(recipe: Recipe, output: Path, data_dir: Path, resume: bool, held: str) -> None:
+    """Runs in a process of its own, and stands still once it has come to `held`, until it is killed."""
+
+    def hold(place: str) -> None:
+        if place == held:
+            output.with_name(held).touch()
+            time.sleep(600)
+
+    report, distill = training.report, pipeline_module.distill
+
+    def report_and_hold(accelerator: object, figures: object, step: int, *rest, **more) -> None:
+        report(accelerator, figures, step, *rest, **more)
+        hold(f"step {step} of {'teacher' if 'loss' in figures else 'student'}")
+
+    def hold_and_distill(*arguments, **more) -> None:
+        hold(f"start of {more['checkpoints'].stem}")
+        distill(*arguments, **more)
+
+    training.report, pipeline_module.distill = report_and_hold, hold_and_distill
+    run(recipe, output, data_dir=data_dir, resume=resume)
+
+
+KILLED_AT = {
+    "step 3 of teacher": {"recipe.yaml"},
+    "step 7 of teacher": {"recipe.yaml", "teacher.checkpoints"},
+    "start of converted": {"recipe.yaml", "teacher"},
+    "step 7 of student": {"recipe.yaml", "teacher", "converted.checkpoints"},
+    "start of removed": {"recipe.yaml", "teacher", "converted"},
+}
+"""Where one run is killed, time after time, and what then lies in its work folder."""
+
+
+def test_a_run_that_is_killed_and_resumed_makes_the_same_models(
+    recipe: Recipe, glue: Path, tmp_path: Path
+) -> None:
+    settings = Training(epochs=1, batch_size=8, checkpoint_every=5)
+    recipe = replace(recipe, finetune=settings, distill=settings, controls=("removed",))
+    whole = run(recipe, tmp_path / "whole", data_dir=glue)
+
+    out, work = tmp_path / "out", tmp_path / "out.work"
+    for held, left in KILLED_AT.items():
+        process = start(run_and_hold, recipe, out, glue, work.exists(), held)
+        wait_until((tmp_path / held).exists, process)
+        process.kill()
+        assert finish(process) == -signal.SIGKILL
+        assert names_in(work) == left
+        assert not out.exists()
+
+    with pytest.raises(UserError, match=r"out.work holds a run that did not end; go on with --resume"):
+        run(recipe, out, data_dir=glue)
+    with pytest.raises(UserError, match=r"is another recipe than this one; resume with that one, or delete"):
+        run(replace(recipe, seed=1), out, data_dir=glue, resume=True)
+    assert names_in(work) == left, "refusing harms nothing"
+
+    torch.manual_seed(123)  # must not matter
+    resumed = run(recipe, out, data_dir=glue, resume=True)
+    for ours, theirs in ((resumed.output, whole.output), (resumed.teacher, whole.teacher)):
+        assert ours is not None
+        assert theirs is not None
+        assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    assert resumed.report["table"] == whole.report["table"]
+    assert not work.exists()
+
+
+# ---- Mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "sst3"}, "task 'sst3' is unknown; expected one of cola, sst2"),
+        ({"task": "stsb"}, "has 2 outputs; task stsb expects 1"),
+        ({"task": None, "text": "no.txt"}, "text without labels expects an encoder without a head"),
+        ({"model": "nobody/nothing"}, "nobody/nothing could not be loaded"),
+        ({"tree": TreeShape(depth=1, leaf_width=33)}, "tree.leaf_width is 33; expected at most 32"),
+        ({"distill": Training(learning_rate=1e30)}, "training diverged; lower the learning_rate"),
+    ],
+    ids=["task", "head", "text", "model", "tree", "learning_rate"],
+)
+def test_a_run_that_cannot_be_leaves_nothing(
+    changes: dict[str, object], message: str, recipe: Recipe, glue: Path, tmp_path: Path
+) -> None:
+    before = names_in(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        run(replace(recipe, **changes), tmp_path / "out", data_dir=glue)
+    assert "\n" not in str(caught.value)
+    assert names_in(tmp_path) == before
+
+
+def test_an_output_that_is_there_is_left_alone(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
+    for name in ("out", "out-teacher"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+        with pytest.raises(UserError, match=rf"{name} exists and is not empty; name a new folder"):
+            run(recipe, tmp_path / "out", data_dir=glue)
+        assert names_in(tmp_path / name) == {"mine.txt"}
+        (tmp_path / name).rename(tmp_path / f"kept-{name}")
+    with pytest.raises(UserError, match=r"out.work holds no run to resume"):
+        run(recipe, tmp_path / "out", data_dir=glue, resume=True)
+    assert not (tmp_path / "out.work").exists()
