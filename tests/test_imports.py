@@ -17,13 +17,13 @@ PACKAGE = Path(fffconvert.__file__).parent
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
 errors display remote text
-tree
-kernels cluster recipe
-dense fff training
-families fit distillation
+tree tasks
+kernels cluster metrics recipe
+dense fff options training
+families fit
 calibration modeling
-checkpoint conversion latency registration tasks
-evaluation hub inspection
+checkpoint conversion encoding latency registration
+data distillation evaluation hub inspection
 pipeline
 cli
 """.strip().splitlines()
@@ -33,11 +33,11 @@ OUTSIDE = {"__init__", "__main__"}  # the door: hands out names, and imports the
 
 # Libraries that stay behind the modules that are about them.
 HOME_OF = {
-    "click": {"cli"},
+    "click": {"cli", "options"},
     "rich": {"display"},
     "accelerate": {"training"},
     "yaml": {"recipe"},
-    "sklearn": {"cluster", "tasks"},
+    "sklearn": {"cluster", "metrics"},
 }
 
 
