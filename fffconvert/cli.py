@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -37,6 +37,15 @@ from fffconvert.recipe import DataSource
 class Cli(click.Group):
     """A group whose commands turn every foreseen failure into one line and a non-zero exit."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Reads what stands before the command."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            fail_usage(error)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
         try:
@@ -46,15 +55,20 @@ class Cli(click.Group):
         except KeyboardInterrupt:
             fail("interrupted; what was checkpointed is kept", code=130)
         except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx else ctx.command_path
-            fail(f"{error.format_message().rstrip('.')}; see {path} --help", code=error.exit_code)
+            fail_usage(error)
         except OSError as error:
             if error.errno is None:
                 raise  # no file's or disk's fault
             fail(f"{error.filename or 'the output'} could not be read or written ({error.strerror})")
 
 
-def fail(message: str, code: int = 1) -> None:
+def fail_usage(error: click.UsageError) -> NoReturn:
+    """Says in one line what was mistyped, and where to read on."""
+    path = error.ctx.command_path if error.ctx else "fffconvert"
+    fail(f"{error.format_message().rstrip('.')}; see {path} --help", code=error.exit_code)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
     """Prints one line on stderr and exits."""
     click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(code)
@@ -562,7 +576,11 @@ def benchmark(
 @click.argument("model")
 @option_json
 def info(model: str, json_file: Path | None) -> None:
-    """Show the trees of MODEL: shape, sizes, and how evenly their leaves are used."""
+    """Show the trees of MODEL: shape, sizes, and how evenly their leaves are used.
+
+    \b
+    fffconvert info distilled
+    """
     with quiet_libraries():
         from fffconvert import inspection
 
@@ -578,7 +596,11 @@ def info(model: str, json_file: Path | None) -> None:
 @main.command()
 @option_json
 def env(json_file: Path | None) -> None:
-    """Show versions, the processor, and which kernels are available or why not."""
+    """Show versions, the processor, and which kernels are available or why not.
+
+    \b
+    fffconvert env --json env.json
+    """
     with quiet_libraries():
         from fffconvert import inspection
 

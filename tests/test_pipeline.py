@@ -252,7 +252,7 @@ def test_a_run_that_is_killed_and_resumed_makes_the_same_models(
     [
         ({"task": "sst3"}, "task 'sst3' is unknown; expected one of cola, sst2"),
         ({"task": "stsb"}, "has 2 outputs; task stsb expects 1"),
-        ({"task": None, "text": "no.txt"}, "text without labels expects an encoder without a head"),
+        ({"task": None, "text": "no.txt"}, r"no.txt could not be read"),
         ({"model": "nobody/nothing"}, "nobody/nothing could not be loaded"),
         ({"tree": TreeShape(depth=1, leaf_width=33)}, "tree.leaf_width is 33; expected at most 32"),
         ({"distill": Training(learning_rate=1e30)}, "training diverged; lower the learning_rate"),
