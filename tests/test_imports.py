@@ -20,7 +20,7 @@ errors display remote text
 tree tasks
 kernels cluster metrics recipe
 dense fff options training
-families fit
+families fit int8
 calibration modeling
 checkpoint conversion encoding latency registration
 data distillation evaluation hub inspection
