@@ -32,6 +32,7 @@ from transformers import (
 from fffconvert.data import unlabelled
 from fffconvert.encoding import tokenized
 from fffconvert.families import FAMILIES
+from fffconvert.latency import benchmark
 from fffconvert.tasks import TASKS
 
 WORDS = (
@@ -170,3 +171,10 @@ def folder_of(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
         return str(tmp_path / name)
 
     return save
+
+
+@pytest.fixture
+def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `benchmark` measure no more than it must: the numbers mean nothing."""
+    quick = {"sizes": ((1, 16),), "layer_tokens": (4,), "others": False, "seconds_per_row": 0.0}
+    monkeypatch.setattr(benchmark, "__kwdefaults__", quick)

@@ -20,10 +20,10 @@ errors display remote text
 tree tasks
 kernels cluster metrics recipe
 dense fff options training
-families fit int8
+families fit int8 onnx
 calibration modeling
-checkpoint conversion encoding latency registration
-data distillation evaluation hub inspection
+checkpoint conversion encoding registration
+data distillation evaluation hub inspection latency
 pipeline
 cli
 """.strip().splitlines()

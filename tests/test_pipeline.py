@@ -24,13 +24,15 @@ from transformers import (
     set_seed,
 )
 
-from fffconvert import latency, training
+from fffconvert import training
 from fffconvert import pipeline as pipeline_module
 from fffconvert.checkpoint import load
 from fffconvert.errors import UserError
 from fffconvert.pipeline import Result, run
 from fffconvert.recipe import Recipe, Training, load_recipe
 from fffconvert.tree import TreeShape
+
+pytestmark = pytest.mark.usefixtures("quick_latency")
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 TINY = (
@@ -44,12 +46,6 @@ TINY_FINETUNE = "finetune={epochs: 1, batch_size: 8, checkpoint_every: 2}"
 SCORE_KEYS = set(
     "task metric score teacher_score retention agreement active_neurons dense_neurons share".split()  # noqa: SIM905
 )
-
-
-@pytest.fixture(autouse=True)
-def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = {"sizes": ((1, 16),), "layer_tokens": (4,), "seconds_per_row": 0.0}
-    monkeypatch.setattr(latency.benchmark, "__kwdefaults__", quick)
 
 
 @pytest.fixture
@@ -122,7 +118,7 @@ def check_report(result: Result, recipe: Recipe) -> None:
         assert converted["value_kept"] == pytest.approx(kept)
         assert (removed["value_kept"], teacher["value_kept"]) == (0, 1)
     assert [layer["layer"] for layer in report["layers"]] == [0, 1]
-    assert all(row["dense"] > 0 for row in report["latency"]["rows"])
+    assert all(row["medians"]["dense"] > 0 for row in report["latency"]["rows"])
 
 
 def check_folder(result: Result, recipe: Recipe, tmp_path: Path) -> None:
