@@ -612,7 +612,14 @@ def env(json_file: Path | None) -> None:
 @main.command()
 @click.argument("model")
 @click.argument("output", type=FOLDER)
-@click.option("--format", "file_format", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["onnx"]),
+    default="onnx",
+    show_default=True,
+    help="The graph's format.",
+)
 def export(model: str, output: Path, file_format: str) -> None:
     """Write MODEL, dense or converted, as a graph that other programs run.
 

@@ -123,6 +123,29 @@ def test_embed_and_search(
     assert similarities == sorted(similarities, reverse=True)
 
 
+def test_classify(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    run_script: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = convert(classifier, tokenizer, sentences(50), TreeShape(depth=2, leaf_width=2))
+    save(Loaded("dense", made.model, tokenizer), tmp_path / "converted")
+    run_script("classify", str(tmp_path / "converted"), "a good film", "a bad book")
+    for line, text in zip(capsys.readouterr().out.splitlines(), ("a good film", "a bad book"), strict=True):
+        assert re.fullmatch(rf"[01]\.\d\d  LABEL_[01]  {text}", line)
+
+
+def test_classify_with_embeddings(
+    encoder: str, run_script: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_script("classify_with_embeddings", encoder)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.split()[-1] in ("files", "networks") for line in lines)
+
+
 def test_write_python_docs(
     tmp_path: Path,
     run_script: Callable[..., None],
@@ -161,4 +184,4 @@ def test_the_readmes_python(
 def test_every_example_has_a_test_and_says_how_to_run_it() -> None:
     for script in EXAMPLES:
         assert f"test_{script.stem}" in globals()
-        assert f"python examples/{script.name} " in script.read_text(encoding="utf-8")
+        assert f"python examples/{script.name}" in script.read_text(encoding="utf-8")

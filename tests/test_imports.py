@@ -17,10 +17,10 @@ PACKAGE = Path(fffconvert.__file__).parent
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
 errors display remote text
-tree tasks
-kernels cluster metrics recipe
-dense fff options training
-families fit int8 onnx
+sentence tasks tree
+cluster kernels metrics recipe
+dense fff options
+export families fit int8 onnx training
 calibration modeling
 checkpoint conversion encoding registration
 data distillation evaluation hub inspection latency

@@ -24,8 +24,8 @@ from transformers import (
     set_seed,
 )
 
-from fffconvert import training
 from fffconvert import pipeline as pipeline_module
+from fffconvert import training
 from fffconvert.checkpoint import load
 from fffconvert.errors import UserError
 from fffconvert.pipeline import Result, run
