@@ -22,7 +22,7 @@ cluster kernels metrics recipe
 dense fff options
 export families fit int8 onnx training
 calibration modeling
-checkpoint conversion encoding registration
+checkpoint conversion encoding estimate registration
 data distillation evaluation hub inspection latency
 pipeline
 cli
