@@ -52,7 +52,7 @@ class LayerFit:
     Attributes:
         layer: Its number, from 0; layers that share one FFN (ALBERT) count once.
         error: Squared error of its output on held-out tokens, relative to that of the mean output (so the
-            control without an FFN has 1). What is asked of a layer includes mending the errors of those below.
+            control without an FFN has about 1). What is asked of a layer includes mending the errors of those below.
         smallest_leaf: Share of the calibration tokens in the leaf with the fewest.
         largest_leaf: Share in the leaf with the most. Balanced leaves have `1 / n_leaves` each.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from conftest import sentences, tiny_config
-from transformers import BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import BertForSequenceClassification, BertModel, PreTrainedTokenizerFast, pipeline
 
 import fffconvert.text
 from fffconvert.checkpoint import Loaded, save
@@ -144,6 +144,25 @@ def test_classify_with_embeddings(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all(line.split()[-1] in ("files", "networks") for line in lines)
+
+
+def test_convert_own_classifier(
+    classifier: BertForSequenceClassification,
+    folder_of: Callable[..., str],
+    run_script: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [f"{text},LABEL_{int('good' in text)}" for text in sentences(64)]
+    (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    run_script(
+        "convert_own_classifier",
+        folder_of(classifier, "teacher"),
+        str(tmp_path / "own.csv"),
+        str(tmp_path / "made"),
+    )
+    assert "agreement with the teacher" in capsys.readouterr().out
+    assert type(pipeline("text-classification", str(tmp_path / "made")).model).__name__.startswith("FFF")
 
 
 def test_write_python_docs(

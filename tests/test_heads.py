@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -255,17 +254,3 @@ def test_guard_of_run(home: Path, monkeypatch: pytest.MonkeyPatch, where: str) -
 class Latency:
     def to_dict(self) -> dict[str, Any]:
         return {"machine": "none", "rows": []}
-
-
-# ---- The example
-
-
-def test_the_example_converts_and_trains_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("classification.csv").write_text(
-        "\n".join(["text,label", *(f"{row['text']},{row['label']}" for row in ROWS["classification"])])
-    )
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "convert_own_classifier.py"))
-    example["main"](teacher_for("classification"), "classification.csv", "converted")
-    assert "agreement with the teacher" in capsys.readouterr().out
-    classify = transformers.pipeline("text-classification", "converted")
-    assert classify("the film was good")[0]["label"] in ("one", "two", "three")
