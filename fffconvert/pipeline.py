@@ -169,7 +169,7 @@ def plan(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
         calibration_tokens=min(recipe.calibration_tokens, n_tokens),
         finetune_tokens=n_tokens * recipe.finetune.epochs if recipe.finetune else 0,
         distill_tokens=n_tokens * recipe.distill.epochs,
-        students=len(students_of(recipe)),
+        students=1 + len(recipe.controls),
     )
     return estimate(head, config, recipe.tree, recipe.init, work)
 
