@@ -29,6 +29,7 @@ from fffconvert.tree import REMOVED, TreeShape
 
 Run = Callable[[], object]
 
+COMPILED = ("dense", "converted")  # the models that are also timed under `torch.compile`
 LAYER_TOKENS = (1, 16, 128)
 FULL_LAYER_TOKENS = (1, 16, 128, 1024, 4096)
 MODEL_SIZES = ((1, 16), (1, 128), (8, 128))  # batch, length
@@ -121,7 +122,13 @@ def benchmark(
             stack.enter_context(evaluating(each))
         folder = stack.enter_context(TemporaryDirectory())
         if others and not absent and sizes:
-            onnx.export(dense, random_ids(dense.config, 2, 16), Path(folder))
+            try:
+                onnx.export(dense, random_ids(dense.config, 2, 16), Path(folder))
+            except Exception as error:  # noqa: BLE001 - exporter and optimizer raise whatever they stumble over
+                reason = f"not exported: {type(error).__name__} {error}".splitlines()[0]
+                absent = dict.fromkeys(onnx.NAMES, reason)
+        if others and gated(model, family):
+            absent["converted compiled"] = "neurons with gates run on the reference, which does not compile"
         stack.enter_context(torch.inference_mode())
         layer_inputs = inputs_of_middle_layer(model, family, max(layer_tokens, default=1))
         for threads, size in track(settings, "Measuring latency"):
@@ -131,8 +138,10 @@ def benchmark(
                     rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
                     continue
                 ids = random_ids(model.config, *size)
-                runs = model_runs(models, ids, others)
-                if others and not absent:
+                runs = model_runs(
+                    models, ids, [name for name in COMPILED if others and f"{name} compiled" not in absent]
+                )
+                if others and onnx.NAMES[0] not in absent:
                     runs |= onnx.runs(Path(folder), ids, threads)
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
     return Latency(machine_name(), rows, absent)
@@ -216,12 +225,15 @@ def runs_of_layer(dense: Callable[[Tensor], Tensor], fff: FFF, x: Tensor, others
     return runs
 
 
-def model_runs(models: dict[str, PreTrainedModel], ids: Tensor, others: bool) -> dict[str, Run]:
-    """Whole models, ready to be timed on `ids` `(batch, length)`."""
+def gated(model: PreTrainedModel, family: Family) -> bool:
+    """Whether the neurons of a converted model have gates."""
+    return cast(FFF, ffn_inputs_of(model, family)[0]).weights.gated
+
+
+def model_runs(models: dict[str, PreTrainedModel], ids: Tensor, to_compile: list[str]) -> dict[str, Run]:
+    """Whole models, some compiled as well, ready to be timed on `ids` `(batch, length)`."""
     runs: dict[str, Run] = {name: _call(model, ids) for name, model in models.items()}
-    if others:
-        runs |= {f"{name} compiled": compiled(models[name], ids) for name in ("dense", "converted")}
-    return runs
+    return runs | {f"{name} compiled": compiled(models[name], ids) for name in to_compile}
 
 
 def compiled(function: Callable[..., object], x: Tensor) -> Run:
