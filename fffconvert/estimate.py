@@ -97,16 +97,18 @@ def estimate(
     torch.manual_seed(0)
     dense = head(config).eval()
     ffns = read_ffns(dense, family)
-    tree = tree.for_width(ffns[0].d_model)
+    tree = family.shape(tree).for_width(ffns[0].d_model)
     converted = config_with(config, config_class(family), fff=tree.to_dict())
     student = model_class(head)(converted).eval()  # type: ignore[arg-type]
     itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
     before, after = stored(dense), stored(student)
-    n_layers, d_model = len(ffns), ffns[0].d_model
-    inputs = n_layers * work.calibration_tokens * d_model * 4
+    n_uses = max(
+        len(ffns), config.num_hidden_layers
+    )  # layers may share an FFN, which is fitted on all its uses
+    inputs = n_uses * work.calibration_tokens * ffns[0].d_model * 4
     trained = work.distill_tokens > 0
     return Estimate(
-        n_layers=n_layers,
+        n_layers=len(ffns),
         active_neurons=tree.active_neurons,
         dense_neurons=dense_neurons(config),
         share=tree.active_neurons / dense_neurons(config),
@@ -115,7 +117,7 @@ def estimate(
         bytes_before=before * itemsize,
         bytes_after=after * itemsize,
         memory_bytes=(before + after) * itemsize + max(2 * inputs, inputs + 3 * after * 4 * trained),
-        seconds=times(dense, student, ffns[0], tree, init, work, n_layers),
+        seconds=times(dense, student, ffns[0], tree, init, work, n_uses),
     )
 
 
@@ -134,7 +136,7 @@ def times(
     tree: TreeShape,
     init: Init,
     work: Work,
-    n_layers: int,
+    n_uses: int,
 ) -> dict[str, float]:
     """Seconds by stage (see `Estimate`)."""
     ids = torch.randint(5, dense.config.vocab_size, (BATCH, LENGTH))
@@ -154,7 +156,7 @@ def times(
     grown = fitting(ffn, tree, init, work.calibration_tokens) + below
     found = {
         "calibration": reading * work.calibration_tokens,
-        "trees": grown * n_layers * work.students,
+        "trees": grown * n_uses * work.students,
     }
     if work.finetune_tokens:
         found["fine-tuning"] = seconds_of(lambda: step(dense)) / n_tokens * work.finetune_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,30 @@ def test_time_and_memory_grow_with_the_work() -> None:
     assert many.seconds["calibration"] > 10 * few.seconds["calibration"]
     short, trained = found(calibration_tokens=100), found(calibration_tokens=100, distill_tokens=1000)
     assert trained.memory_bytes - short.memory_bytes == 3 * short.parameters_after * 4 - 2 * 100 * 16 * 4
+
+
+def test_glu_counts_in_neurons_with_gates() -> None:
+    """Of three vectors: a router is one, a linear neuron two."""
+    head, config = transformers.ModernBertForSequenceClassification, tiny_config("modernbert")
+    made = estimate(head, config, replace(TREE, linear=True), "random", Work(calibration_tokens=64))
+    assert made.active_neurons == pytest.approx((2 * 4 + 2) / 3)
+    assert made.share == pytest.approx((2 * 4 + 2) / 3 / 32)
+
+
+def test_shared_ffn_is_fitted_on_all_its_uses() -> None:
+    head = transformers.AlbertForSequenceClassification
+    made_of = {
+        n_layers: estimate(
+            head,
+            tiny_config("albert", num_hidden_layers=n_layers),
+            TREE,
+            "random",
+            Work(calibration_tokens=64),
+        )
+        for n_layers in (4, 8)
+    }
+    assert {made.n_layers for made in made_of.values()} == {2}
+    assert made_of[8].memory_bytes - made_of[4].memory_bytes == 2 * 4 * 64 * 16 * 4
 
 
 def test_half_precision_is_half_the_file() -> None:
