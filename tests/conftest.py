@@ -140,10 +140,10 @@ def texts() -> list[str]:
     return sentences(200)
 
 
-@pytest.fixture
-def glue(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def made_up_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of GLUE's layout with made-up rows for every task; of MNLI's training rows only a part."""
-    root = tmp_path / "glue"
+    root = tmp_path_factory.mktemp("glue")
     for task in TASKS.values():
         (root / task.name).mkdir(parents=True)
         train = "train_partial" if task.name == "mnli" else "train"
@@ -159,6 +159,12 @@ def glue(tmp_path: Path) -> Path:
             rows = Dataset.from_dict({**columns, "label": labels, "idx": list(range(size))})
             rows.to_parquet(root / task.name / f"{split}.parquet")
     return root
+
+
+@pytest.fixture
+def glue(made_up_glue: Path, tmp_path: Path) -> Path:
+    """A test's own copy of `made_up_glue`."""
+    return Path(shutil.copytree(made_up_glue, tmp_path / "glue"))
 
 
 @pytest.fixture
