@@ -169,11 +169,16 @@ def unused():
     assert remote._import_lines(imports, needed) == ["from sys import argv as arguments", ""]
 
 
-def test_the_models_module_can_be_imported_first():
-    done = subprocess.run(
-        [sys.executable, "-c", "import fffconvert.modeling"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(
+    "first", ["import fffconvert.modeling", "import fffconvert; from transformers import BertModel"]
+)
+def test_whatever_is_imported_first_the_registered_classes_serve(tmp_path, first):
+    tiny(FAMILIES["bert"], transformers.BertModel).save_pretrained(tmp_path)
+    code = f"""{first}
+from transformers import AutoConfig
+print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "fffconvert.modeling\n", done.stderr
 
 
 def test_classes_are_pickled_by_name():
