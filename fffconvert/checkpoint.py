@@ -324,9 +324,10 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
     shape = modeling.shape_of(config)
     scores = report.get("scores")
     tag = PIPELINE_TAG[kind_of(config)]
+    sentence = loaded.sentence is not None and kind_of(config) == "embedding"
     data = ModelCardData(
         model_name=name,
-        library_name="transformers",
+        library_name="sentence-transformers" if sentence else "transformers",
         tags=["fffconvert", "fast-feedforward"],
         license=license_of(loaded.name),
         base_model=None if Path(loaded.name).exists() else loaded.name,
@@ -340,6 +341,8 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
         name=name,
         base_model=data.base_model,
         pipeline_tag=data.pipeline_tag,
+        sentence=sentence,
+        text=f"Trees are {loaded.tokenizer.mask_token}." if tag == "fill-mask" else "Trees are fast.",
         shape=shape,
         dense_neurons=modeling.dense_neurons(config),
         share=shape.active_neurons / modeling.dense_neurons(config),

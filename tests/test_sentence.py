@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def run(*arguments: object) -> str:
     return done.output
 
 
-def test_it_converts_distils_loads_and_is_judged(encoder, glue, tmp_path):
+def test_it_converts_distils_loads_and_is_judged(encoder, glue, tmp_path, monkeypatch):
     text, student, distilled = tmp_path / "text.txt", tmp_path / "student", tmp_path / "distilled"
     text.write_text("\n".join(sentences(120)), encoding="utf-8")
     shape = ("--depth", 2, "--leaf-width", 2, "--calibration-tokens", 500)
@@ -64,6 +65,12 @@ def test_it_converts_distils_loads_and_is_judged(encoder, glue, tmp_path):
     texts = sentences(50, seed=1)
     ours, before, theirs = (m.encode(texts) for m in (model, undistilled, teacher))
     assert (ours * theirs).sum(1).mean() > (before * theirs).sum(1).mean()
+
+    monkeypatch.chdir(tmp_path)  # the card names the model as its folder is named
+    card = (distilled / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert "SentenceTransformer" in snippet
+    exec(snippet, {})
 
     scores = tmp_path / "scores.json"
     command = ("evaluate", distilled, "--task", "stsb", "--teacher", encoder, "--data-dir", glue)
