@@ -107,7 +107,7 @@ def benchmark(
     dense = dense or untrained_twin(model)
     check_original(model, dense)
     models = {"dense": dense, "converted": model, "FFNs removed": without_ffns(model)}
-    if not model.config.int8_projections:
+    if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
         models["converted int8"] = quantize(model)
     absent = {}
     if others and (reason := onnx.missing()):

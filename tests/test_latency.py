@@ -60,6 +60,11 @@ def test_every_row_times_the_same_things_for_each_number_of_threads(student, cla
     assert not student.training
 
 
+def test_a_model_in_half_precision_has_no_int8_beside_it(student):
+    found = measure(student.bfloat16(), sizes=((1, 4),), layer_tokens=())
+    assert found.rows[0].medians.keys() == MODEL - {"converted int8"}
+
+
 def test_without_onnxruntime_the_reason_stands_in_the_report(student, monkeypatch, uncompiled):
     monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else object())
     found = measure(student, sizes=((1, 4),), layer_tokens=(3,), others=True)
