@@ -29,7 +29,7 @@ from fffconvert.options import (
     option_size,
     training_options,
 )
-from fffconvert.recipe import DataSource
+from fffconvert.recipe import FINETUNE, DataSource, Training, load_recipe
 
 # What a command needs beyond click is imported when it runs: `fffconvert --help` must not wait for torch.
 
@@ -146,8 +146,6 @@ def run(
     \b
     fffconvert run recipes/minilm-sst2.yaml --output models/sst2 --set distill.epochs=2
     """
-    from fffconvert.recipe import load_recipe
-
     given = {"model": model, "min_retention": min_retention}
     named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     recipe = load_recipe(recipe_file, (*overrides, *named))
@@ -347,7 +345,7 @@ def calibration_texts(
 @data_options
 @option_data_dir
 @option_max_length
-@training_options(epochs=3, learning_rate=5e-5)
+@training_options(FINETUNE)
 @option_seed
 @option_log_with
 def finetune(
@@ -373,7 +371,6 @@ def finetune(
     with quiet_libraries():
         from fffconvert import checkpoint, distillation
         from fffconvert.data import asked_for, read_data
-        from fffconvert.recipe import FINETUNE
 
         settings = replace(FINETUNE, **training)
         checkpoint.refuse_existing(output)
@@ -409,7 +406,7 @@ def finetune(
 @data_options
 @option_data_dir
 @option_max_length
-@training_options(epochs=1, learning_rate=3e-4)
+@training_options(Training())
 @option_seed
 @option_log_with
 def distill(
@@ -435,8 +432,6 @@ def distill(
     fffconvert distill student distilled --teacher teacher --task sst2
     fffconvert distill student distilled --teacher teacher --data reviews.csv
     """
-    from fffconvert.recipe import Training
-
     settings = Training(**training)
     with quiet_libraries():
         from fffconvert import checkpoint, distillation, modeling

@@ -34,6 +34,7 @@ from fffconvert.modeling import (
     counterpart,
     is_converted,
     model_class,
+    refuse_converted,
 )
 from fffconvert.tree import TreeShape
 
@@ -103,7 +104,7 @@ def convert(
     Raises:
         UserError: For a model that cannot be converted, no text, or a shape that the model cannot fill.
     """
-    refuse_converted(model)
+    refuse_converted(model.config)
     calibration = calibrate(model, tokenizer, texts, calibration_tokens, seed, max_length)
     return build(model, calibration, tree, init, seed)
 
@@ -116,10 +117,10 @@ def build(
     Layers are fitted from the first to the last, each on what the converted layers below really give it. An
     FFN that layers share would be asked to feed itself, so it is fitted on what the dense model gives it.
     """
-    refuse_converted(model)
+    refuse_converted(model.config)
     family = family_of(model.config)
     ffns = read_ffns(model, family)
-    tree = family.shape(tree).for_width(ffns[0].d_model)
+    tree = family.tree_for(model.config, tree)
     student = untrained_student(model, family, tree)
     fits = []
     for number, (ffn, place, theirs) in enumerate(
@@ -191,12 +192,6 @@ def rounding_error(
     with evaluating(model), evaluating(quantized):
         exact, rounded = (base_of(each)(**inputs)[0][real] for each in (model, quantized))
     return float((rounded - exact).norm() / exact.norm())
-
-
-def refuse_converted(model: PreTrainedModel) -> None:
-    """Raises a `UserError` for a model that has trees already."""
-    if is_converted(model.config):
-        raise UserError(f"{model.config.model_type}: this model is converted already; expected a dense one")
 
 
 @torch.no_grad()

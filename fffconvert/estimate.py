@@ -12,10 +12,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.dense import DenseFFN
-from fffconvert.errors import UserError
 from fffconvert.families import family_of, read_ffns
 from fffconvert.fit import Init, fit_layer
-from fffconvert.modeling import config_class, config_with, dense_neurons, is_converted, model_class
+from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
 from fffconvert.tree import TreeShape
 
 SAMPLES = (2048, 8192)  # tokens that one layer is fitted on, to tell what each token adds
@@ -91,20 +90,18 @@ def estimate(
     Raises:
         UserError: For a model that cannot be converted, or a shape that it cannot fill.
     """
-    if is_converted(config):
-        raise UserError(f"{config.model_type}: this model is converted already; expected a dense one")
+    refuse_converted(config)
     family = family_of(config)
     torch.manual_seed(0)
     dense = head(config).eval()
     ffns = read_ffns(dense, family)
-    tree = family.shape(tree).for_width(ffns[0].d_model)
+    tree = family.tree_for(config, tree)
     converted = config_with(config, config_class(family), fff=tree.to_dict())
     student = model_class(head)(converted).eval()  # type: ignore[arg-type]
     itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
     before, after = stored(dense), stored(student)
-    n_uses = max(
-        len(ffns), config.num_hidden_layers
-    )  # layers may share an FFN, which is fitted on all its uses
+    # layers may share an FFN, which is fitted on all its uses
+    n_uses = max(len(ffns), config.num_hidden_layers)
     inputs = n_uses * work.calibration_tokens * ffns[0].d_model * 4
     trained = work.distill_tokens > 0
     return Estimate(

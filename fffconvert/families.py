@@ -62,6 +62,10 @@ class Family:
         """The shape of a layer of this family for a tree that was asked for: with gates in a GLU."""
         return (TreeShape if self.gate is None else GatedTreeShape)(**tree.to_dict())
 
+    def tree_for(self, config: PreTrainedConfig, tree: TreeShape) -> TreeShape:
+        """The shape of every layer of a dense model for a tree that was asked for, with all of it decided."""
+        return self.shape(tree).for_width(getattr(config, self.d_model))
+
 
 FAMILIES = {
     family.model_type: family

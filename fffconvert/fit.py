@@ -64,9 +64,8 @@ def fit_layer(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         layer = FFF(shape, ffn.d_model, ffn.activation)
-        rest = (
-            ffn.in_chunks(inputs) if target is None else target.clone()
-        )  # (n_tokens, d_model), still to be explained
+        # what is still to be explained, (n_tokens, d_model)
+        rest = ffn.in_chunks(inputs) if target is None else target.clone()
         if init == "random":
             layer.leaf_out_bias[0] = rest.mean(0)
         else:

@@ -42,6 +42,12 @@ def is_converted(config: PreTrainedConfig) -> bool:
     return config.model_type.startswith(PREFIX)
 
 
+def refuse_converted(config: PreTrainedConfig) -> None:
+    """Raises a `UserError` for a model that has trees already."""
+    if is_converted(config):
+        raise UserError(f"{config.model_type}: this model is converted already; expected a dense one")
+
+
 def converted_family(config: PreTrainedConfig) -> Family:
     """The family that a converted model's configuration came from."""
     return family_named(config.model_type.removeprefix(PREFIX))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from fffconvert.errors import UserError
-from fffconvert.recipe import LARGEST_SEED, DataSource
+from fffconvert.recipe import LARGEST_SEED, DataSource, Training
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -138,21 +138,20 @@ def decorated(command: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:
     return command
 
 
-def training_options(epochs: int, learning_rate: float) -> Callable[[Command], Command]:
+def training_options(defaults: Training) -> Callable[[Any], Any]:
     """Adds what a training run can be told, with the defaults of a command."""
-
-    def add(command: Command) -> Command:
-        for option in (
+    named = {
+        "epochs": "Passes over the rows.",
+        "learning_rate": "Its peak.",
+        "batch_size": "Rows per step, over all processes.",
+    }
+    options = (
+        *(
             click.option(
-                "--train-rows", type=click.IntRange(1), help="Train on so many rows, drawn at random."
-            ),
-            click.option(
-                "--batch-size", default=32, show_default=True, help="Rows per step, over all processes."
-            ),
-            click.option("--learning-rate", default=learning_rate, show_default=True, help="Its peak."),
-            click.option("--epochs", default=epochs, show_default=True, help="Passes over the rows."),
-        ):
-            command = option(command)
-        return command
-
-    return add
+                f"--{name.replace('_', '-')}", default=getattr(defaults, name), show_default=True, help=text
+            )
+            for name, text in named.items()
+        ),
+        click.option("--train-rows", type=click.IntRange(1), help="Train on so many rows, drawn at random."),
+    )
+    return functools.partial(decorated, options=options)

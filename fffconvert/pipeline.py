@@ -193,8 +193,7 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
 
 def students_of(recipe: Recipe, config: PreTrainedConfig) -> dict[str, tuple[TreeShape, Init]]:
     """What to train by name, shape and start: the recipe's tree for a dense model, then its controls."""
-    family = family_of(config)
-    tree = family.shape(recipe.tree).for_width(getattr(config, family.d_model))
+    tree = family_of(config).tree_for(config, recipe.tree)
     controls: dict[str, tuple[TreeShape, Init]] = {
         "removed": (REMOVED, "inputs"),
         "narrow": (narrow(tree), "inputs"),
