@@ -187,7 +187,7 @@ def test_info_and_benchmark(
     run = layer_runs(student, dense, family, x, others=False)["dense"]  # what is timed is what was replaced
     ffns = read_ffns(dense, family)
     torch.testing.assert_close(run(), ffns[len(ffns) // 2](x), rtol=1e-4, atol=1e-5)
-    benchmark(student, dense, sizes=((1, 8),), layer_tokens=(4,), seconds_per_row=0.0)
+    benchmark(student, dense, sizes=((1, 8),), layer_tokens=(4,), others=False, seconds_per_row=0.0)
 
 
 # ---- What is refused
