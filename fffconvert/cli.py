@@ -703,6 +703,7 @@ def show_scores(name: str, scores: dict[str, Any]) -> None:
         ("teacher's score", scores["teacher_score"]),
         ("retention", percent(scores["retention"])),
         ("agreement", percent(scores["agreement"])),
+        ("hidden error", scores["hidden_error"]),
     ]
     metrics = [
         (f"{m}, {split}", value) for split, found in scores["metrics"].items() for m, value in found.items()
@@ -724,6 +725,7 @@ def show_comparison(report: dict[str, Any]) -> None:
             "after",
             "retention",
             agreement,
+            "hidden error",
             "FFN value kept",
         ],
         [
@@ -735,6 +737,7 @@ def show_comparison(report: dict[str, Any]) -> None:
                 row["score"],
                 percent(row["retention"]),
                 percent(row["agreement"]),
+                row["hidden_error"],
                 percent(row["value_kept"]),
             )
             for row in report["table"]

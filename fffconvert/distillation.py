@@ -143,8 +143,7 @@ def distillation_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the logits, plus relative squared error of every layer's hidden states.
 
-    A row's hidden error is `sum(|student - teacher|^2) / sum(|teacher|^2)` over its real tokens, summed over
-    the layers; all errors are means over the rows.
+    All errors are means over the rows; for that of hidden states see `hidden_errors`.
 
     Args:
         student: Output with hidden states, and logits where there is a head.
@@ -155,13 +154,25 @@ def distillation_loss(
         The loss, and its parts by name.
     """
     real = attention_mask.to(torch.float32)  # (n_rows, n_tokens)
-    pairs = zip(student["hidden_states"][1:], teacher["hidden_states"][1:], strict=True)
-    hidden = torch.stack([relative_error(ours, theirs, real) for ours, theirs in pairs]).sum(0).mean()
-    figures = {"hidden": hidden}
+    figures = {"hidden": hidden_errors(student, teacher, real).mean()}
     for name, ours in student.items():
         if name.endswith("logits"):
             figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS)
     return torch.stack(list(figures.values())).sum(), figures
+
+
+def hidden_errors(student: ModelOutput, teacher: ModelOutput, real: Tensor) -> Tensor:
+    """Each row's error in the hidden states, `(n_rows,)`.
+
+    It is `sum(|student - teacher|^2) / sum(|teacher|^2)` over the row's real tokens, summed over the layers.
+
+    Args:
+        student: Output with hidden states.
+        teacher: The same.
+        real: `(n_rows, n_tokens)`, 1.0 for real tokens.
+    """
+    pairs = zip(student["hidden_states"][1:], teacher["hidden_states"][1:], strict=True)
+    return torch.stack([relative_error(ours, theirs, real) for ours, theirs in pairs]).sum(0)
 
 
 def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:

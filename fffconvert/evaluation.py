@@ -19,6 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert.calibration import evaluating
 from fffconvert.display import progress_bar
+from fffconvert.distillation import hidden_errors
 from fffconvert.encoding import IGNORED, LABELS
 from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
@@ -28,6 +29,7 @@ from fffconvert.tasks import Task
 from fffconvert.training import Batch, batches_of, make_accelerator
 
 BATCH_SIZE = 64
+ROWS_FOR_HIDDEN_ERROR = 512  # hidden states vary little from row to row, and both models must run
 
 Outputs = dict[str, Answers]
 """Per validation split, one answer (see `fffconvert.metrics`) for each row of data."""
@@ -49,6 +51,8 @@ class Scores:
         agreement: Share of rows, or of tokens, on which model and teacher decide the same; for regression
             the Pearson correlation of their outputs; for an encoder the share of texts whose nearest
             neighbour is the same.
+        hidden_error: Relative squared error of the hidden states, summed over the layers: the mean over the first
+            rows of the first split (see `fffconvert.distillation.hidden_errors`). None without a teacher.
         active_neurons: Neurons that one token uses in each layer, routers included.
         dense_neurons: Neurons of one dense FFN.
         share: `active_neurons / dense_neurons`.
@@ -65,6 +69,7 @@ class Scores:
     dense_neurons: int
     share: float
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    hidden_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` and `report.json` hold them."""
@@ -145,6 +150,14 @@ class Judge:
 
     def __call__(self, model: PreTrainedModel) -> Scores:
         """Scores a model, dense or converted."""
+        scores = self.score_outputs(model)
+        if self.teacher is None:
+            return scores
+        rows = next(iter(self.validations.values()))
+        return replace(scores, hidden_error=hidden_error(model, self.teacher, self.tokenizer, rows))
+
+    def score_outputs(self, model: PreTrainedModel) -> Scores:
+        """As a call, of what the model gives alone."""
         ours = self.outputs_of(model)
         if self.task.kind == "embedding":
             return score_encoder(model.config, self.task, ours, self.theirs or ours)
@@ -342,6 +355,7 @@ def forward_all(
     rows: Dataset,
     description: str,
     pick: Callable[[ModelOutput, Batch], Tensor],
+    hidden_states: bool = False,
 ) -> list[NDArray[Any]]:
     """Runs a model over all rows; gives for each row what `pick` takes from the output and the batch."""
     accelerator = make_accelerator()
@@ -354,11 +368,30 @@ def forward_all(
     with evaluating(model), torch.no_grad(), progress_bar(description, len(loader)) as advance:
         for batch in loader:
             inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
-            picked = accelerator.pad_across_processes(pick(model(**inputs), batch), dim=1)
+            picked = accelerator.pad_across_processes(
+                pick(model(**inputs, output_hidden_states=hidden_states), batch), dim=1
+            )
             found.extend(accelerator.gather_for_metrics(picked).cpu().numpy())
             advance("")
     model.to("cpu")  # type: ignore[arg-type]
     return [found[place] for place in np.argsort(by_length)]
+
+
+def hidden_error(
+    model: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset
+) -> float:
+    """The mean error of a model's hidden states on the first rows."""
+
+    def compare(output: ModelOutput, batch: Batch) -> Tensor:
+        inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
+        real = batch["attention_mask"].float()
+        return hidden_errors(output, teacher.to(real.device)(**inputs, output_hidden_states=True), real)  # type: ignore[arg-type]
+
+    rows = rows.select(range(min(ROWS_FOR_HIDDEN_ERROR, len(rows))))
+    with evaluating(teacher):
+        errors = forward_all(model, tokenizer, rows, "Comparing hidden states", compare, True)
+    teacher.to("cpu")  # type: ignore[arg-type]
+    return float(np.mean(errors))
 
 
 def nearest(vectors: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -44,6 +44,7 @@ from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
 RECIPE = "recipe.yaml"
+COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def table_of(teacher: dict[str, Any], reports: dict[str, dict[str, Any]]) -> lis
     return [
         {
             "name": name,
-            **{key: scores[key] for key in ("active_neurons", "share", "score", "retention", "agreement")},
+            **{key: scores[key] for key in COMPARED},
             "before_distillation": before and before["score"],
             "value_kept": None if removed is None else value_kept(scores["score"], removed, teacher["score"]),
         }

@@ -23,7 +23,8 @@ dense fff options
 export families fit int8 onnx training
 calibration modeling
 checkpoint conversion encoding estimate registration
-data distillation evaluation hub inspection latency
+data distillation hub inspection latency
+evaluation
 pipeline
 cli
 """.strip().splitlines()

@@ -44,7 +44,7 @@ TINY = (
 )
 TINY_FINETUNE = "finetune={epochs: 1, batch_size: 8, checkpoint_every: 2}"
 SCORE_KEYS = set(
-    "task metric score teacher_score retention agreement active_neurons dense_neurons share".split()  # noqa: SIM905
+    "task metric score teacher_score retention agreement hidden_error active_neurons dense_neurons share".split()  # noqa: SIM905
 )
 
 
@@ -104,13 +104,14 @@ def check_report(result: Result, recipe: Recipe) -> None:
     if recipe.task == "mnli":
         assert set(scores["metrics"]) == {"validation_matched", "validation_mismatched"}
     teacher, converted, *controls = report["table"]
+    removed, narrow = controls
     assert [row["name"] for row in controls] == list(recipe.controls)
     assert teacher["active_neurons"] == 32
     assert teacher["agreement"] == pytest.approx(1)
+    assert teacher["hidden_error"] == 0 < converted["hidden_error"] < removed["hidden_error"]
     assert teacher["score"] == scores["teacher_score"]
     assert converted["score"] == scores["score"]
     assert converted["before_distillation"] == report["before_distillation"]["score"]
-    removed, narrow = controls
     assert removed["active_neurons"] == 0
     assert narrow["active_neurons"] == 3, "as many as the tree has active"
     if teacher["score"] != removed["score"]:
