@@ -1,10 +1,11 @@
 """What the FFN is worth, and how much of it a converted model keeps: GLUE tasks, every control, one table.
 
     python -m benchmarks.accuracy WORK RESULTS.json --model MODEL --data-dir GLUE [--task sst2 --task cola ...]
-        [--depth 7] [--leaf-width 12] [--train-rows 20000] [--seed 0]
+        [--depth 7] [--leaf-width 12] [--students removed,converted] [--rows 12000] [--seed 0]
 
-For each task this fine-tunes a teacher (once: other shapes and seeds find it in WORK) and runs `fffconvert run` with
-every control. What is done is not done again: the same command goes on after a kill. RESULTS.json gets the table of
+For each task this fine-tunes a teacher (once: other shapes and seeds find it in WORK), then converts, distils and
+scores one student after the other, all with the same data, steps, schedule and loss. What is done is not done again:
+the same command goes on after a kill, and one with more tasks or students adds them. RESULTS.json gets the table of
 every task, the sums over tasks, the versions and the processor; `benchmarks.picture` draws it.
 """
 
@@ -15,42 +16,61 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fffconvert import Recipe, Training, TreeShape, run
+from fffconvert import Recipe, Training, TreeShape, load
 from fffconvert.checkpoint import read_report, versions
 from fffconvert.display import table
 from fffconvert.evaluation import value_kept
 from fffconvert.inspection import env
+from fffconvert.pipeline import (
+    CONVERTED,
+    TEACHER,
+    Stages,
+    load_base,
+    make_teacher,
+    read_recipe_data,
+    students_of,
+    table_of,
+)
 
-TASKS = ("sst2", "mrpc", "cola", "stsb", "mnli")
-EPOCHS = {"sst2": 2, "mnli": 2, "stsb": 4, "cola": 4, "mrpc": 4}  # of the teacher; half as many of a student
+EPOCHS = {"sst2": 2, "mrpc": 4, "cola": 4, "stsb": 4, "mnli": 2}  # of the teacher; half as many of a student
+TEACHER_ROWS = 20_000
 CONTROLS = ("removed", "narrow", "random", "neurons")
-FIGURES = ("before_distillation", "score", "retention", "agreement", "value_kept")
+FIGURES = ("before_distillation", "score", "retention", "agreement", "hidden_error", "value_kept")
 
 
 def measure(arguments: argparse.Namespace, task: str) -> list[dict[str, Any]]:
-    """The rows of one task: teacher, converted and controls."""
+    """The rows of one task: the teacher and the students asked for."""
+    teacher = teacher_of(arguments, task)
     shape = TreeShape(arguments.depth, arguments.leaf_width)
-    name = f"{task}-depth{shape.depth}-width{shape.leaf_width}-seed{arguments.seed}"
-    output, teacher = arguments.work / name, arguments.work / f"{task}-teacher"
-    if not output.exists():
-        recipe = Recipe(
-            model=str(teacher if teacher.exists() else arguments.model),
-            task=task,
-            tree=shape,
-            train_rows=arguments.train_rows,
-            finetune=None
-            if teacher.exists()
-            else Training(epochs=EPOCHS[task], learning_rate=1e-4, weight_decay=0.01),
-            distill=Training(epochs=EPOCHS[task] // 2),
-            controls=CONTROLS,
-            seed=arguments.seed,
-        )
-        work = output.with_name(f"{name}.work")
-        made = run(recipe, output, data_dir=arguments.data_dir, resume=work.exists())
-        if made.teacher is not None:
-            made.teacher.rename(teacher)
-    rows: list[dict[str, Any]] = read_report(str(output))["table"]
-    return rows
+    recipe = Recipe(
+        model=str(teacher),
+        task=task,
+        tree=shape,
+        train_rows=arguments.rows,
+        distill=Training(epochs=EPOCHS[task] // 2),
+        controls=CONTROLS,
+        seed=arguments.seed,
+    )
+    work = arguments.work / task / f"depth{shape.depth}-width{shape.leaf_width}-seed{arguments.seed}"
+    work.mkdir(exist_ok=True)
+    data = read_recipe_data(recipe, recipe.model, new_head=False, data_dir=arguments.data_dir)
+    stages = Stages(recipe, load(recipe.model), data, work, log_with=None)
+    students = students_of(recipe, stages.teacher.model.config)
+    for name in arguments.students:
+        stages.make_student(name, *students[name])
+    reports = {name: read_report(str(work / name)) for name in arguments.students}
+    return table_of(stages.judge(stages.teacher.model).to_dict(), reports)
+
+
+def teacher_of(arguments: argparse.Namespace, task: str) -> Path:
+    """The folder of a task's teacher, made if it is not there."""
+    work: Path = arguments.work / task
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / TEACHER).exists():
+        finetune = Training(epochs=EPOCHS[task], learning_rate=1e-4, weight_decay=0.01)
+        recipe = Recipe(model=arguments.model, task=task, train_rows=TEACHER_ROWS, finetune=finetune)
+        make_teacher(recipe, *load_base(recipe, work, arguments.data_dir), work, log_with=None)
+    return work / TEACHER
 
 
 def sums(tasks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -69,7 +89,9 @@ def sums(tasks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 else sum(row[figure] for row in rows) / len(rows)
                 for figure in FIGURES[:-1]
             },
-            "value_kept": value_kept(total[name], total["removed"], total["teacher"]),
+            "value_kept": value_kept(total[name], total["removed"], total[TEACHER])
+            if "removed" in total
+            else None,
         }
         for name, rows in by_name.items()
     ]
@@ -90,14 +112,17 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--task", action="append", choices=TASKS)
+    parser.add_argument("--task", action="append", choices=EPOCHS)
+    parser.add_argument(
+        "--students", type=lambda names: names.split(","), default=[CONVERTED, *CONTROLS], metavar="A,B"
+    )
     parser.add_argument("--depth", type=int, default=7)
     parser.add_argument("--leaf-width", type=int, default=12)
-    parser.add_argument("--train-rows", type=int)
+    parser.add_argument("--rows", type=int, default=12_000, help="that a student is distilled on, at most")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     tasks = {}
-    for task in arguments.task or TASKS:
+    for task in arguments.task or EPOCHS:
         tasks[task] = measure(arguments, task)
         show(task, tasks[task])
     summary = sums(tasks)

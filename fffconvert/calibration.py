@@ -1,4 +1,7 @@
-"""Text in, the inputs of every FFN out: a uniform sample, in memory that the amount of text cannot grow."""
+"""Text in; out come the inputs of every FFN, and how much the model's outputs depend on its output.
+
+It is a uniform sample of the text, in memory that the amount of text cannot grow.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from random import Random
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.generic import ModelOutput
 
 from fffconvert.display import say, track
 from fffconvert.errors import UserError
-from fffconvert.families import base_of, family_of, ffn_inputs_of, longest_text
+from fffconvert.families import base_of, family_of, ffn_inputs_of, ffn_outputs_of, longest_text
 
 Text = str | tuple[str, str]
 """A text, or a pair of them for a model that reads two."""
@@ -27,6 +31,7 @@ BATCH_SIZE = 32
 ENCODED_AT_ONCE = 1024
 MAX_LENGTH = 128
 FEWEST_TOKENS_PER_TEXT = 4  # a word between two special tokens, and one to spare
+SENSITIVITY_TOKENS = 32_768  # what is estimated from them are no more than d_model * d_model numbers
 
 
 def sample_texts(texts: Iterable[Text], n_texts: int, seed: int) -> list[Text]:
@@ -61,11 +66,13 @@ class Calibration:
         inputs: The inputs of every FFN, first layer to last: `(n_tokens, d_model)` float32 on the CPU, the
             same tokens in each; padding is never among them. Of an FFN that layers share (ALBERT) those of all
             its uses, `(n_tokens * n_uses, d_model)`.
+        sensitivities: Of every FFN, what its errors cost (see `sensitivities`): `(d_model, d_model)`.
         n_tokens: Tokens of the text that were kept.
     """
 
     batches: list[Batch]
     inputs: list[Tensor]
+    sensitivities: list[Tensor]
     n_tokens: int
 
     def heard_in(self, model: PreTrainedModel, place: nn.Module, description: str) -> Tensor:
@@ -102,9 +109,14 @@ def calibrate(
         raise UserError("the calibration text is empty; expected at least one line of text")
     limit = readable_length(tokenizer, model.config, max_length)
     batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
-    places = ffn_inputs_of(model, family_of(model.config))
+    family = family_of(model.config)
     n_tokens = min(n_tokens, sum(int(batch["attention_mask"].sum()) for batch in batches))
-    return Calibration(batches, hear(model, places, batches, n_tokens, "Reading calibration text"), n_tokens)
+    return Calibration(
+        batches,
+        hear(model, ffn_inputs_of(model, family), batches, n_tokens, "Reading calibration text"),
+        sensitivities(model, ffn_outputs_of(model, family), batches, seed),
+        n_tokens,
+    )
 
 
 def batches_of(
@@ -172,6 +184,76 @@ def hear(
                 calls.clear()
             n_kept += int(real.sum())
     return [torch.cat(rows) for rows in kept]
+
+
+def sensitivities(
+    model: PreTrainedModel, places: list[nn.Module], batches: list[Batch], seed: int
+) -> list[Tensor]:
+    """How a model's outputs depend on the outputs of some modules: for each `(d_model, d_model)`, mean diagonal 1.
+
+    For a small error `e` of a module's output at a token, `e @ sensitivity @ e` is in proportion to the squared
+    error that it makes in what the model gives: the logits, or the last hidden states where there is no head. It is
+    the mean over tokens of `J.T @ J`, `J` the Jacobian: the Gauss-Newton matrix, by one random projection of
+    the outputs for each batch (Hutchinson 1989).
+
+    Args:
+        model: Any model. Left as it was.
+        places: Modules in it; one may be used several times.
+        batches: Padded batches; the first are used, some `SENSITIVITY_TOKENS` together.
+        seed: Of the projections.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    totals = [0.0 * torch.eye(1)] * len(places)
+    ends = accumulate(int(batch["attention_mask"].sum()) for batch in batches)
+    few = batches[: bisect_left(list(ends), SENSITIVITY_TOKENS) + 1]
+    with evaluating(model), torch.enable_grad(), differentiable(places) as outputs:
+        for batch in track(few, "Differentiating"):
+            given = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            projected = projection(given, batch["attention_mask"], generator)
+            flat = [output for of_place in outputs for output in of_place]
+            gradients = iter(torch.autograd.grad(projected, flat))
+            for number, of_place in enumerate(outputs):
+                rows = torch.cat([next(gradients).flatten(0, -2) for _ in of_place]).float().cpu()
+                totals[number] = totals[number] + rows.T @ rows
+                of_place.clear()
+    return [total / total.diagonal().mean().clamp_min(torch.finfo(total.dtype).tiny) for total in totals]
+
+
+def projection(given: ModelOutput, attention_mask: Tensor, generator: torch.Generator) -> Tensor:
+    """A random projection, a scalar, of a model's logits, or of its last hidden states at real tokens."""
+    outputs = [value for name, value in given.items() if name.endswith("logits")] or [given[0]]
+    total = outputs[0].new_zeros(())
+    for output in outputs:
+        weights = torch.randn(output.shape, generator=generator).to(output)
+        if output.dim() == 3:  # (n_texts, n_tokens, n_outputs)
+            weights *= attention_mask.to(output)[..., None]
+        total = total + (weights * output).sum()
+    return total
+
+
+@contextmanager
+def differentiable(modules: list[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """Yields a list per module, to which every call of it adds its output, from which a gradient can be asked.
+
+    The graph begins at the first of them, whether the model's parameters require gradients or not.
+    """
+    outputs: list[list[Tensor]] = [[] for _ in modules]
+
+    def listen(of_module: list[Tensor], output: Tensor) -> Tensor:
+        if not any(outputs):
+            output = output.detach().requires_grad_()
+        of_module.append(output)
+        return output
+
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output, own=own: listen(own, output))
+        for module, own in zip(modules, outputs, strict=True)
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

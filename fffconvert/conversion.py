@@ -123,8 +123,8 @@ def build(
     tree = family.tree_for(model.config, tree)
     student = untrained_student(model, family, tree)
     fits = []
-    for number, (ffn, place, theirs) in enumerate(
-        zip(ffns, ffn_inputs_of(student, family), calibration.inputs, strict=True)
+    for number, (ffn, place, theirs, sensitivity) in enumerate(
+        zip(ffns, ffn_inputs_of(student, family), calibration.inputs, calibration.sensitivities, strict=True)
     ):
         target, ours = ffn.in_chunks(theirs), theirs
         if len(theirs) == calibration.n_tokens:
@@ -133,7 +133,7 @@ def build(
             target = target + (theirs - ours)  # the residual sum is with the FFN's own input
         n_held_out = max(1, int(HELD_OUT * len(ours)))
         fitted = slice(n_held_out, None) if len(ours) > 1 else slice(None)
-        layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted])
+        layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted], sensitivity)
         place.load_state_dict(layer.state_dict())
         fits.append(measure(number, layer, ours, target, n_held_out))
     return Conversion(student, fits)

@@ -207,6 +207,11 @@ def ffn_inputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
     return [layer.get_submodule(family.place) for layer in layers_of(model, family)]
 
 
+def ffn_outputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
+    """The modules of a dense model whose output is the output of an FFN, first layer to last."""
+    return [layer.get_submodule(family.down) for layer in layers_of(model, family)]
+
+
 def n_ffns(config: PreTrainedConfig, family: Family) -> int:
     """FFNs that a model stores: fewer than it has layers where layers share them."""
     return prod(getattr(config, name) for name in family.n_ffns)

@@ -6,10 +6,14 @@ neurons whose contribution varies most on its own inputs (a neuron may serve sev
 their output weights by ridge regression toward the original ones. A linear part is the best linear map
 of its rank on its own inputs (reduced-rank regression; Izenman 1975). The mean of what is left out goes
 into the leaf's output bias.
+
+What counts as an error is weighted by what it does to the model's outputs, where that is known: most
+directions of an FFN's output hardly move them. It is as if the outputs were fitted in other coordinates.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,6 +30,7 @@ from fffconvert.tree import TreeShape, child, goes_right
 Init = Literal["inputs", "neurons", "random"]
 
 RIDGE = 0.1  # of the mean variance of a regressor; between 0.01 and 1 the held-out error hardly moves
+LEAST_SENSITIVITY = 0.1  # of the mean: the outputs are not all that later layers need
 FEWEST_TOKENS = 32  # a leaf with fewer is fitted on its closest ancestor that has as many
 
 
@@ -38,7 +43,13 @@ class Part(NamedTuple):
 
 
 def fit_layer(
-    ffn: DenseFFN, inputs: Tensor, shape: TreeShape, init: Init, seed: int, target: Tensor | None = None
+    ffn: DenseFFN,
+    inputs: Tensor,
+    shape: TreeShape,
+    init: Init,
+    seed: int,
+    target: Tensor | None = None,
+    sensitivity: Tensor | None = None,
 ) -> FFF:
     """Fits a whole layer.
 
@@ -50,6 +61,8 @@ def fit_layer(
             sets the leaves' biases to the mean output: the control.
         seed: Decides every draw.
         target: What the layer should give, `(n_tokens, d_model)`; not given, what the dense FFN gives.
+        sensitivity: What errors cost (see `fffconvert.calibration.sensitivities`), `(d_model, d_model)`; not
+            given, all directions count alike. A linear shape uses it.
 
     Returns:
         The layer, float32 on the CPU.
@@ -68,11 +81,38 @@ def fit_layer(
         rest = ffn.in_chunks(inputs) if target is None else target.clone()
         if init == "random":
             layer.leaf_out_bias[0] = rest.mean(0)
+        elif shape.linear and sensitivity is not None:
+            there, back = square_roots(sensitivity)
+            seen = replace(ffn, out_weight=ffn.out_weight @ there, out_bias=ffn.out_bias @ there)
+            fit_parts(seen, inputs, rest @ there, layer, init, seed)
+            for name in ("leaf_out_weight", "leaf_out_bias", "trunk_out_weight"):
+                getattr(layer, name).copy_(getattr(layer, name) @ back)
         else:
-            fit_trunk(ffn, inputs, rest, layer)
-            for tree in range(shape.trees):
-                fit_tree(ffn, inputs, rest, layer, tree, init, seed + tree)
+            fit_parts(ffn, inputs, rest, layer, init, seed)
     return layer
+
+
+def fit_parts(
+    ffn: DenseFFN,
+    inputs: Tensor,
+    rest: Tensor,
+    layer: FFF,
+    init: Literal["inputs", "neurons"],
+    seed: int,
+) -> None:
+    """Fits the trunk and tree after tree to `rest`, `(n_tokens, d_model)`, which is used up."""
+    fit_trunk(ffn, inputs, rest, layer)
+    for tree in range(layer.shape.trees):
+        fit_tree(ffn, inputs, rest, layer, tree, init, seed + tree)
+
+
+def square_roots(sensitivity: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric square root of a sensitivity and its inverse, every direction counting a little."""
+    raised = sensitivity.double() + LEAST_SENSITIVITY * torch.eye(len(sensitivity), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(raised)  # (d_model,), (d_model, d_model)
+    values = values.clamp_min(LEAST_SENSITIVITY)  # below it by rounding alone
+    roots = values.sqrt()
+    return ((vectors * roots) @ vectors.T).float(), ((vectors / roots) @ vectors.T).float()
 
 
 def fit_trunk(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF) -> None:

@@ -27,8 +27,10 @@ from fffconvert.calibration import (
     evaluating,
     listening,
     sample_texts,
+    sensitivities,
 )
 from fffconvert.errors import UserError
+from fffconvert.families import FAMILIES, ffn_outputs_of
 
 
 def inputs_by_hand(
@@ -116,8 +118,8 @@ def test_no_more_text_is_run_than_needed(
 ) -> None:
     with listening([classifier.bert.embeddings.word_embeddings]) as heard:
         calibrate(classifier, tokenizer, texts, n_tokens=400)
-    # 100 texts may be needed for 400 tokens; these are longer, so fewer batches are run
-    assert len(heard) == 2 < -(-len(texts) // BATCH_SIZE)
+    # 100 texts may be needed for 400 tokens; these are longer, so fewer batches are run, and run twice
+    assert len(heard) == 2 * 2 < 2 * -(-len(texts) // BATCH_SIZE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
@@ -324,3 +326,55 @@ def test_no_text_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="calibration text is empty; expected at least one line"):
         calibrate(classifier, tokenizer, texts, 100)
+
+
+# ---- What the outputs depend on
+
+
+def test_sensitivity_tells_what_an_error_does_to_the_logits(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    batch = dict(tokenizer.pad(encode(tokenizer, sentences(8), 16), return_tensors="pt"))
+    places = ffn_outputs_of(classifier, FAMILIES["bert"])
+    found = sensitivities(classifier, places, [batch] * 600, seed=0)
+    assert [tuple(each.shape) for each in found] == [(16, 16)] * len(places)
+    for number, place in enumerate(places):
+        errors = 1e-3 * torch.randn(12, 16)
+        costs = torch.stack([(cost_of(error, classifier, place, batch)) for error in errors])
+        expected = torch.einsum("ni,ij,nj->n", errors, found[number], errors)
+        assert torch.corrcoef(torch.stack([costs, expected]))[0, 1] > 0.95
+        assert found[number].diagonal().mean() == pytest.approx(1, abs=1e-4)
+
+
+@torch.no_grad()
+def cost_of(
+    error: Tensor, model: BertForSequenceClassification, place: torch.nn.Module, batch: dict[str, Tensor]
+) -> Tensor:
+    """The squared change of the logits for an error of a module's output at one token, over all tokens."""
+    exact = model.eval()(**batch).logits
+    total = torch.zeros(())
+    for token in range(batch["input_ids"].shape[1]):
+        real = batch["attention_mask"][:, token, None]
+
+        def wrong(_module: torch.nn.Module, _args: object, output: Tensor, token: int = token) -> Tensor:
+            output = output.clone()
+            output[:, token] += error
+            return output
+
+        hook = place.register_forward_hook(wrong)
+        total += ((model(**batch).logits - exact).square() * real).sum()
+        hook.remove()
+    return total
+
+
+def test_sensitivities_leave_the_model_as_it_was(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    batch = dict(tokenizer.pad(encode(tokenizer, sentences(4), 16), return_tensors="pt"))
+    classifier.train().requires_grad_(False)
+    places = ffn_outputs_of(classifier, FAMILIES["bert"])
+    first, again = (sensitivities(classifier, places, [batch], seed=1) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert classifier.training
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    assert not any(module._forward_hooks for module in classifier.modules())

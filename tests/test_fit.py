@@ -324,3 +324,28 @@ def test_more_neurons_than_can_be_filled_are_refused(shape: TreeShape, message: 
     assert (
         fit_layer(dense(), inputs_of(50), shape, "random", seed=0).shape == shape
     )  # draws as many as it likes
+
+
+# ---- What errors cost
+
+
+def test_errors_go_where_they_cost_little() -> None:
+    ffn, x = dense(), inputs_of(2000)
+    sensitivity = torch.diag(torch.tensor([2.0] * (D_MODEL // 2) + [0.0] * (D_MODEL // 2)))
+    shape = TreeShape(1, 3, linear=True)
+    plain, weighted = (
+        (output(fit_layer(ffn, x, shape, "inputs", 0, sensitivity=given), x) - ffn(x)).square().mean(0)
+        for given in (None, sensitivity)
+    )
+    half = D_MODEL // 2
+    assert weighted[:half].sum() < 0.9 * plain[:half].sum()
+    assert weighted.sum() > plain.sum()
+
+
+@pytest.mark.parametrize("shape", [TreeShape(2, D_MODEL, linear=True), TreeShape(2, 3)], ids=str)
+def test_costs_change_nothing_where_nothing_is_left_out_or_neurons_stay_theirs(shape: TreeShape) -> None:
+    ffn, x = dense(), inputs_of(400)
+    costs = normal(D_MODEL, D_MODEL)
+    plain = fit_layer(ffn, x, shape, "inputs", seed=0)
+    weighted = fit_layer(ffn, x, shape, "inputs", seed=0, sensitivity=costs @ costs.T)
+    torch.testing.assert_close(output(weighted, x), output(plain, x), rtol=1e-3, atol=1e-3)
