@@ -1,4 +1,4 @@
-"""Draws the README's picture: quality against active neurons where the report has it, and latency beside the limit.
+"""Draws the README's pictures: quality against active neurons, latency beside the limit, students over tasks.
 
 python benchmarks/picture.py benchmarks/results/minilm-sst2.json benchmarks/results/minilm-sst2.svg
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,31 @@ def draw_quality(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_ylabel(f"{report['scores']['task']}: {report['scores']['metric']}")
 
 
+def draw_tasks(axes: Axes, tasks: dict[str, list[dict[str, Any]]]) -> None:
+    """What every student keeps of its teacher's score on every task; hollow: before distillation."""
+    for place, rows in enumerate(tasks.values()):
+        teacher, *students = rows
+        for number, row in enumerate(students):
+            x = place + (number - (len(students) - 1) / 2) * 0.8 / len(students)
+            colour, label = STUDENTS[row["name"]], row["name"] if place == 0 else None
+            before, after = (100 * row[key] / teacher["score"] for key in ("before_distillation", "score"))
+            axes.plot([x, x], [before, after], color=colour, linewidth=1, alpha=0.5)
+            axes.plot(x, before, "o", mfc="none", color=colour)
+            axes.plot(x, after, "o", color=colour, label=label)
+    axes.axhline(100, color="#44505c", linewidth=1)
+    axes.set_xticks(range(len(tasks)), list(tasks))
+    axes.set_ylabel("share of the teacher's score, %\n(hollow: before distillation)")
+    axes.legend(fontsize=8, frameon=False, loc="lower right", ncols=len(STUDENTS))
+
+
+STUDENTS = {
+    "converted": "#1f7a5a",
+    "neurons": "#5b7fae",
+    "random": "#c3789f",
+    "narrow": "#d08c2f",
+    "removed": "#44505c",
+}
+
 _ABOVE = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
 _BELOW = {"xytext": (0, -16), "textcoords": "offset points", "ha": "center", "fontsize": 9}
 
@@ -71,15 +97,19 @@ def draw_latency(axes: Axes, latency: dict[str, Any]) -> None:
 
 
 def main(report: str, output: str) -> None:
-    """Reads a `report.json`, or what `fffconvert benchmark --json` wrote, and draws what it holds."""
+    """Reads a `report.json`, or what a benchmark wrote, and draws what it holds."""
     values = json.loads(Path(report).read_text(encoding="utf-8"))
-    latency = values.get("latency", values)
+    parts: list[Callable[[Axes], None]] = []
+    if "tasks" in values:
+        parts.append(lambda axes: draw_tasks(axes, values["tasks"]))
     if "table" in values:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-        draw_quality(left, values)
-    else:
-        figure, right = plt.subplots(figsize=(9, 4), layout="constrained")
-    draw_latency(right, latency)
+        parts.append(lambda axes: draw_quality(axes, values))
+    if "rows" in values or "latency" in values:
+        parts.append(lambda axes: draw_latency(axes, values.get("latency", values)))
+    size = (11, 4) if len(parts) > 1 else (9, 4)
+    figure, grid = plt.subplots(1, len(parts), figsize=size, layout="constrained", squeeze=False)
+    for draw, axes in zip(parts, grid[0], strict=True):
+        draw(axes)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output)
