@@ -545,8 +545,8 @@ def benchmark(
 ) -> None:
     """Measure latency: a layer and the whole MODEL, beside the dense original and FFNs removed.
 
-    Also beside both under torch.compile, beside int8, and beside the dense model in ONNX Runtime where that is
-    installed (pip install 'fffconvert[onnx]'). All is timed in turn in one run, with one thread and with all
+    Also beside both under torch.compile, beside int8, and beside both in ONNX Runtime where that is installed
+    (pip install 'fffconvert[onnx]'). All is timed in turn in one run, with one thread and with all
     of them. Close other programs first: where the spread is wide, the table says so.
 
     \b

@@ -20,8 +20,8 @@ errors display remote text
 sentence tasks tree
 cluster kernels metrics recipe
 dense fff options
-export families fit int8 onnx training
-calibration modeling
+export families fit int8 training
+calibration modeling onnx
 checkpoint conversion encoding estimate registration
 data distillation evaluation hub inspection latency
 pipeline
