@@ -342,13 +342,22 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
         base_model=data.base_model,
         pipeline_tag=data.pipeline_tag,
         sentence=sentence,
-        text=f"Trees are {loaded.tokenizer.mask_token}." if tag == "fill-mask" else "Trees are fast.",
+        example=json.dumps(example_for(loaded, scores)),
         shape=shape,
         dense_neurons=modeling.dense_neurons(config),
         share=shape.active_neurons / modeling.dense_neurons(config),
         report=report,
     )
     return card
+
+
+def example_for(loaded: Loaded, scores: dict[str, Any] | None) -> str | dict[str, str]:
+    """What a model's pipeline may be asked: a text, one with a mask, or a pair where it was judged by pairs."""
+    if kind_of(loaded.model.config) == "masked":
+        return f"Trees are {loaded.tokenizer.mask_token}."
+    if scores and scores["task"] in TASKS and len(TASKS[scores["task"]].columns) == 2:
+        return {"text": "Trees are fast.", "text_pair": "Trees are slow."}
+    return "Trees are fast."
 
 
 def eval_results(scores: dict[str, Any], pipeline_tag: str) -> list[EvalResult]:
