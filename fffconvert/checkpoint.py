@@ -59,8 +59,15 @@ class Loaded:
     @cached_property
     def pooling(self) -> nn.Module | None:
         """How the model itself makes sentence embeddings, where it says so and has no other head."""
-        is_encoder = kind_of(self.model.config) == "embedding"
-        return self.sentence.pooling() if self.sentence is not None and is_encoder else None
+        if self.sentence is None or kind_of(self.model.config) != "embedding":
+            return None
+        ids = self.tokenizer(self.prompt)["input_ids"] if self.prompt else []
+        return self.sentence.pooling(len(ids) - (ids[-1:] == [self.tokenizer.sep_token_id]))
+
+    @property
+    def prompt(self) -> str:
+        """What stands before every text that the model embeds."""
+        return self.sentence.prompt if self.sentence is not None else ""
 
 
 def load(name: str) -> Loaded:
@@ -76,6 +83,12 @@ def load(name: str) -> Loaded:
     config = load_config(name)
     model = load_weights(name, config, head_class(name, config))
     return Loaded(name, model, load_tokenizer(name, config), read_modules(name))
+
+
+def prompt_of(name: str) -> str:
+    """What a Hub id or a folder has before every text that it embeds; in most models nothing."""
+    modules = read_modules(name)
+    return modules.prompt if modules is not None else ""
 
 
 def load_for_task(name: str, task: Task, seed: int) -> Loaded:

@@ -255,7 +255,7 @@ def convert(
         made = conversion.convert(
             loaded.model,
             loaded.tokenizer,
-            calibration_texts(asked, loaded.model.config, data_dir),
+            calibration_texts(asked, loaded, data_dir),
             tree,
             init,
             calibration_tokens,
@@ -334,13 +334,13 @@ def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
     return asked_for(task, None if task else calibration, data)
 
 
-def calibration_texts(asked: Any, config: Any, data_dir: Path | None) -> Any:
+def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
     """The texts that were asked for, or what serves without."""
     from fffconvert.data import read_texts
     from fffconvert.text import standard_library_sentences
 
     if asked is not None:
-        return read_texts(asked, config, data_dir)
+        return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
     display.say("Calibrating on Python's own documentation; --calibration with text like yours works better")
     return standard_library_sentences()
 
@@ -458,6 +458,7 @@ def distill(
             max_length=max_length,
             seed=seed,
             labelled=False,
+            prompt=loaded.prompt,
         )
         distillation.distill(
             loaded.model,
@@ -526,7 +527,12 @@ def evaluate(
             loaded.model,
             loaded.tokenizer,
             *read_validations(
-                asked, loaded.tokenizer, loaded.model.config, data_dir=data_dir, max_length=max_length
+                asked,
+                loaded.tokenizer,
+                loaded.model.config,
+                data_dir=data_dir,
+                max_length=max_length,
+                prompt=loaded.prompt,
             ),
             dense.model if dense else None,
             loaded.pooling,

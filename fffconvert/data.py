@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fffconvert.calibration import MAX_LENGTH, Text, readable_length
 from fffconvert.display import say
-from fffconvert.encoding import class_names, labels_in, texts_of, tokenized
+from fffconvert.encoding import class_names, labels_in, prompted, texts_of, tokenized
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
 from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, task_named
@@ -116,6 +116,7 @@ def read_data(
     max_length: int = MAX_LENGTH,
     seed: int = 0,
     labelled: bool = True,
+    prompt: str = "",
 ) -> Data:
     """Reads what was asked for, and draws the rows to train on.
 
@@ -130,6 +131,7 @@ def read_data(
         max_length: Tokens that a row is cut at.
         seed: Decides what is drawn.
         labelled: Whether labels are wanted; without them a row is text alone.
+        prompt: What a sentence encoder has before every text.
 
     Raises:
         UserError: For data that is missing or malformed, or fewer rows than are to be held out.
@@ -152,12 +154,16 @@ def read_data(
     train = train.select(range(min(train_rows or len(train), len(train))))
     if validations:
         task = replace(task, validations=tuple(validations))
+    train, *judged = (prompted(task, rows, prompt) for rows in (train, *validations.values()))
     limit = readable_length(tokenizer, config, max_length)
     return Data(
         task,
         texts_of(task, train),
         tokenized(task, train, tokenizer, limit, seed),
-        {name: tokenized(task, rows, tokenizer, limit, seed) for name, rows in validations.items()},
+        {
+            n: tokenized(task, rows, tokenizer, limit, seed)
+            for n, rows in zip(validations, judged, strict=True)
+        },
     )
 
 
@@ -168,8 +174,11 @@ def read_validations(
     *,
     data_dir: Path | None = None,
     max_length: int = MAX_LENGTH,
+    prompt: str = "",
 ) -> tuple[Task, dict[str, Dataset]]:
     """The task, and the tokenized rows to evaluate on by split: all rows where there are no splits.
+
+    Takes what `read_data` takes.
 
     Raises:
         UserError: For data that is missing or malformed.
@@ -177,15 +186,21 @@ def read_validations(
     splits = validation_splits(asked, data_dir) or {_name(asked): train_split(asked, data_dir)}
     task = replace(task_of(asked, next(iter(splits.values())), config), validations=tuple(splits))
     limit = readable_length(tokenizer, config, max_length)
-    return task, {name: tokenized(task, rows, tokenizer, limit) for name, rows in splits.items()}
+    return task, {
+        name: tokenized(task, prompted(task, rows, prompt), tokenizer, limit) for name, rows in splits.items()
+    }
 
 
-def read_texts(asked: Asked, config: PreTrainedConfig, data_dir: Path | None = None) -> Iterable[Text]:
-    """The texts alone, for a model to be calibrated on. Raises as `read_data` does."""
+def read_texts(
+    asked: Asked, config: PreTrainedConfig, data_dir: Path | None = None, prompt: str = ""
+) -> Iterable[Text]:
+    """The texts alone, for a model to be calibrated on. Takes and raises what `read_data` does."""
     if isinstance(asked, Path):
-        return read_lines(asked)
+        prompt = prompt if kind_of(config) == "embedding" else ""
+        return (prompt + line for line in read_lines(asked))
     rows = train_split(asked, data_dir)
-    return texts_of(task_of(asked, rows, config, labelled=False), rows)
+    task = task_of(asked, rows, config, labelled=False)
+    return texts_of(task, prompted(task, rows, prompt))
 
 
 def train_split(asked: Asked, data_dir: Path | None) -> Dataset:

@@ -23,6 +23,7 @@ from fffconvert.checkpoint import (
     load_config,
     load_for_task,
     load_tokenizer,
+    prompt_of,
     read_report,
     refuse_existing,
     save,
@@ -152,6 +153,7 @@ def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path |
         held_out=recipe.held_out,
         max_length=recipe.max_length,
         seed=recipe.seed,
+        prompt=prompt_of(name),
     )
 
 
