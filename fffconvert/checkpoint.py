@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from fffconvert import modeling
 from fffconvert.display import is_main_process
-from fffconvert.errors import UserError
+from fffconvert.errors import UserError, first_line
 from fffconvert.families import family_of
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
@@ -232,14 +232,6 @@ def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
             "expected no more than the model has"
         )
     return tokenizer
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without the full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, KeyError) or not lines:
-        return f"{type(error).__name__}: {''.join(lines[:1])}"  # a key alone says nothing
-    return lines[0].rstrip(".:")
 
 
 def refuse_existing(folder: Path) -> None:

@@ -785,7 +785,3 @@ def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
     columns = ["", *(f"{row['size']} tokens" for row in rows)]
     names = rows[0]["medians"]
     display.table(title, columns, [(name, *(cell(row, name) for row in rows)) for name in names])
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,6 @@ from datasets import (
     DatasetDict,
     List,
     Value,
-    disable_progress_bars,
     load_dataset,
     load_from_disk,
 )
@@ -27,7 +26,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from fffconvert.calibration import MAX_LENGTH, Text, readable_length
 from fffconvert.display import say
 from fffconvert.encoding import class_names, labels_in, prompted, texts_of, tokenized
-from fffconvert.errors import UserError
+from fffconvert.errors import UserError, first_line
 from fffconvert.recipe import DataSource
 from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, task_named
 
@@ -258,7 +257,6 @@ def load_source(source: DataSource) -> DatasetDict:
     """
     path = Path(source.path)
     reader = READERS.get(path.suffix.lower())
-    disable_progress_bars()
     try:
         if path.is_dir():
             saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -280,7 +278,7 @@ def load_source(source: DataSource) -> DatasetDict:
     except Exception as error:  # what can go wrong while reading shares no base class
         where = "" if path.exists() else " from the Hub; without it, name a file or a folder"
         raise UserError(
-            f"{source.path} could not be read ({_first_line(error.__cause__ or error)}){where}"
+            f"{source.path} could not be read ({first_line(error.__cause__ or error)}){where}"
         ) from error
     return found if isinstance(found, DatasetDict) else DatasetDict({_name(source): found})
 
@@ -443,12 +441,11 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
         found = _load_from_hub(task)
     else:
         files = {split: str(_file(data_dir / task.name, split)) for split in splits}
-        disable_progress_bars()
         try:
             found = load_dataset("parquet", data_files=files)
         except Exception as error:
             raise UserError(
-                f"{data_dir / task.name}: not readable as Parquet ({_first_line(error)})"
+                f"{data_dir / task.name}: not readable as Parquet ({first_line(error)})"
             ) from error
     for split in splits:
         missing = {*task.columns, "label"} - set(found[split].column_names)
@@ -457,23 +454,7 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
                 f"{task.name}, {split}: no column {', '.join(sorted(missing))}; "
                 f"expected {', '.join((*task.columns, 'label'))}"
             )
-        check_rows(task, split, found[split])
     return DatasetDict({split: found[split] for split in splits})
-
-
-def check_rows(task: Task, split: str, rows: Dataset) -> None:
-    """Raises a `UserError` that names the first row whose text or label is not what the task asks for."""
-    for name in task.columns:
-        for number, text in enumerate(rows[name]):
-            if not isinstance(text, str):
-                raise UserError(f"{task.name}, {split}: row {number} has {name} {text!r}; expected text")
-    for number, label in enumerate(rows["label"]):
-        if task.is_regression:
-            fits, expected = isinstance(label, int | float) and np.isfinite(label), "a number"
-        else:
-            fits, expected = label in range(task.n_outputs), f"0 to {task.n_outputs - 1}"
-        if not fits:
-            raise UserError(f"{task.name}, {split}: row {number} has label {label!r}; expected {expected}")
 
 
 def _load_from_hub(task: Task) -> DatasetDict:
@@ -481,7 +462,7 @@ def _load_from_hub(task: Task) -> DatasetDict:
         return load_dataset(HUB_DATASET, task.name)
     except Exception as error:
         raise UserError(
-            f"{HUB_DATASET}/{task.name} could not be had from the Hub ({_first_line(error)}). "
+            f"{HUB_DATASET}/{task.name} could not be had from the Hub ({first_line(error)}). "
             f"Name a folder that holds {task.name}/train.parquet with --data-dir."
         ) from error
 
@@ -494,10 +475,6 @@ def _file(folder: Path, split: str) -> Path:
         warnings.warn(f"{partial}: only a part of the split, so scores are not GLUE's own", stacklevel=2)
         return partial
     raise UserError(f"{whole} does not exist; expected the {split} split as Parquet")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_lines(file: Path) -> Iterator[str]:

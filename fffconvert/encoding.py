@@ -132,11 +132,14 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
 
     def number(value: Any) -> float:
         try:
-            return float(value)
-        except (TypeError, ValueError) as error:
+            found = float(value)
+        except (TypeError, ValueError):
+            found = np.nan
+        if not np.isfinite(found):
             raise UserError(
                 f"{task.name}: {value!r} in column {task.label!r} is no number; the model's head gives one"
-            ) from error
+            )
+        return found
 
     return {"regression": number, "multi-label": several}.get(task.kind, one)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fffconvert.errors import UserError
+from fffconvert.errors import UserError, first_line
 from fffconvert.fff import FFF
 from fffconvert.kernels import FFFWeights, reference
 
@@ -67,9 +67,7 @@ def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPU
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise UserError(
-            f"{type(model).__name__} could not be exported: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{type(model).__name__} could not be exported ({first_line(error)})") from error
 
 
 class _Exported(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fffconvert.errors import first_line
 from fffconvert.export import export_onnx
 
 DENSE, DENSE_INT8, CONVERTED = NAMES = ("ONNX Runtime", "ONNX Runtime int8", "converted ONNX Runtime")
@@ -56,7 +57,7 @@ def prepare(
             if expected is not None:
                 check(given, expected, ids)
         except Exception as error:  # noqa: BLE001 - exporter and optimizer raise whatever they stumble over
-            absent[name] = f"not exported: {type(error).__name__} {error}".splitlines()[0]
+            absent[name] = f"not exported: {type(error).__name__} {first_line(error)}"
 
     attempt(DENSE, lambda file: write_optimized(dense, file), dense)
     if DENSE in absent:

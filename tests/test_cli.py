@@ -414,7 +414,7 @@ def test_text_that_is_none(dense: str, tmp_path: Path) -> None:
         ({"sentence": [1, 2], "label": [0, 1]}, "row 0"),
         ({"sentence": ["a", "b"], "label": [0, -1]}, "-1"),
         ({"sentence": ["a", "b"], "label": [0, 7]}, "7"),
-        ({"sentence": ["a", "b"], "label": [0, None]}, "row 1"),
+        ({"sentence": ["a", "b"], "label": [0, None]}, "None in column 'label' is no label"),
     ],
     ids=["missing", "junk", "no_labels", "null", "numbers", "unlabelled", "other_labels", "null_label"],
 )

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,12 @@ def name_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def sources() -> list[tuple[str, ast.Module]]:
     """Every module of the package and what is written in it."""
-    for file in sorted(PACKAGE.rglob("*.py")):
-        yield name_of(file), ast.parse(file.read_text(encoding="utf-8"))
+    return [
+        (name_of(file), ast.parse(file.read_text(encoding="utf-8"))) for file in sorted(PACKAGE.rglob("*.py"))
+    ]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

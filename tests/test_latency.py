@@ -83,7 +83,7 @@ def test_what_onnx_runtime_runs_is_timed_and_what_it_cannot_run_has_a_reason(
     def write(model, file):
         tried.append(file.name)
         if model is student:
-            raise ValueError("no way\nto write it")
+            raise ValueError("no way.\nReally")
         file.write_bytes(b"no graph")
 
     monkeypatch.setattr(onnx, "write_optimized", write)
