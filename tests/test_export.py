@@ -101,6 +101,7 @@ def graphs(tmp_path_factory) -> tuple[PreTrainedModel, PreTrainedModel, Path, di
     return dense, model, folder, absent
 
 
+@pytest.mark.xdist_group("graphs")
 def test_the_benchmark_times_both_models_as_they_are(graphs):
     dense, model, folder, absent = graphs
     assert absent == {}
@@ -113,6 +114,7 @@ def test_the_benchmark_times_both_models_as_they_are(graphs):
     assert (rounded - expected).norm() / expected.norm() < 0.5  # int8 of tiny random weights is coarse
 
 
+@pytest.mark.xdist_group("graphs")
 def test_a_graph_of_standard_operators_gives_what_pytorch_gives(graphs):
     import onnx as onnx_format
 
