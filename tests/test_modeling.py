@@ -345,8 +345,10 @@ def test_every_layer_has_a_tree_of_its_own(student: PreTrainedModel) -> None:
 
 ORDERS = """
 import os, sys
-import torch  # slow, and the same for all: each order is tried in a fork of its own
+# slow, and the same for all: each order is tried in a fork of its own
+import scipy.optimize, torch, torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
 
+assert "transformers" not in sys.modules
 orders = sys.argv[2:]
 for order in orders:
     if not os.fork():
