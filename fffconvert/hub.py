@@ -9,8 +9,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from fffconvert.checkpoint import first_line, load_config
-from fffconvert.errors import UserError
+from fffconvert.checkpoint import load_config
+from fffconvert.errors import UserError, first_line
 from fffconvert.modeling import CODE, is_converted
 from fffconvert.sentence import KEPT
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fffconvert import kernels
 from fffconvert.checkpoint import load_config, read_report, versions
+from fffconvert.conversion import LayerFit
+from fffconvert.errors import UserError
 from fffconvert.families import family_of, n_ffns
 from fffconvert.modeling import converted_family, dense_neurons, is_converted, shape_of
 from fffconvert.tree import TreeShape
@@ -76,8 +79,25 @@ def info(name: str) -> Info:
         active_neurons=(tree or dense).active_neurons,
         parameters=(tree or dense).n_parameters(d_model),
         dense_parameters=dense.n_parameters(d_model),
-        layers=read_report(name).get("layers", []),
+        layers=fits_of(name),
     )
+
+
+def fits_of(name: str) -> list[dict[str, Any]]:
+    """The fit of each layer as the report in a folder has it; none where it holds no report.
+
+    Raises:
+        UserError: For a report that says something else.
+    """
+    layers = read_report(name).get("layers", [])
+    try:
+        for layer in layers:
+            LayerFit(**{key: float(value) for key, value in layer.items()})  # type: ignore[arg-type]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{Path(name) / 'report.json'}: `layers` is not what fffconvert wrote there ({error})"
+        ) from error
+    return list(layers)
 
 
 def env() -> dict[str, str]:

@@ -92,7 +92,7 @@ def benchmark(
         sizes: Batch and length of the inputs to the whole models; lengths are cut to what the model can read.
         layer_tokens: Tokens in the inputs to a layer.
         others: Also what takes a while to prepare: both models and the dense layer under `torch.compile`, and
-            the dense model in ONNX Runtime, float32 and dynamic int8.
+            ONNX Runtime: the dense model in float32 and dynamic int8, the converted one in float32.
         seconds_per_row: Time to spend on a row, preparation apart.
 
     Returns:
@@ -109,9 +109,8 @@ def benchmark(
     models = {"dense": dense, "converted": model, "FFNs removed": without_ffns(model)}
     if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
         models["converted int8"] = quantize(model)
-    absent = {}
-    if others and (reason := onnx.missing()):
-        absent = dict.fromkeys(onnx.NAMES, reason)
+    absent: dict[str, str] = {}
+    in_onnx: list[str] = []
     rows = []
     longest = longest_text(model.config)
     cut = dict.fromkeys((batch, min(length, longest)) for batch, length in sizes)
@@ -121,12 +120,9 @@ def benchmark(
         for each in models.values():
             stack.enter_context(evaluating(each))
         folder = stack.enter_context(TemporaryDirectory())
-        if others and not absent and sizes:
-            try:
-                onnx.export(dense, random_ids(dense.config, 2, 16), Path(folder))
-            except Exception as error:  # noqa: BLE001 - exporter and optimizer raise whatever they stumble over
-                reason = f"not exported: {type(error).__name__} {error}".splitlines()[0]
-                absent = dict.fromkeys(onnx.NAMES, reason)
+        if others and sizes:
+            ids = random_ids(model.config, 2, 16)
+            in_onnx, absent = onnx.prepare(dense, model, ids, Path(folder))
         if others and gated(model, family):
             absent["converted compiled"] = "neurons with gates run on the reference, which does not compile"
         stack.enter_context(torch.inference_mode())
@@ -141,8 +137,7 @@ def benchmark(
                 runs = model_runs(
                     models, ids, [name for name in COMPILED if others and f"{name} compiled" not in absent]
                 )
-                if others and onnx.NAMES[0] not in absent:
-                    runs |= onnx.runs(Path(folder), ids, threads)
+                runs |= {name: onnx.run(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
     return Latency(machine_name(), rows, absent)
 

@@ -1,4 +1,4 @@
-"""The dense model in ONNX Runtime, float32 and dynamic int8: the usual way to a faster BERT on a CPU."""
+"""The dense and the converted model in ONNX Runtime, to time: the usual way to a faster BERT on a CPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-NAMES = ("ONNX Runtime", "ONNX Runtime int8")
-_FILES = dict(zip(NAMES, ("float32.onnx", "int8.onnx"), strict=True))
+from fffconvert.errors import first_line
+from fffconvert.export import export_onnx
+
+DENSE, DENSE_INT8, CONVERTED = NAMES = ("ONNX Runtime", "ONNX Runtime int8", "converted ONNX Runtime")
 CLOSE = 1e-3  # of outputs, which are of order 1
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
@@ -28,55 +30,69 @@ def missing() -> str | None:
     return f"{', '.join(lacking)} not installed; pip install 'fffconvert[onnx]'" if lacking else None
 
 
-class _FirstOutput(nn.Module):
-    """A model as a function from token ids to its first output."""
+def prepare(
+    dense: PreTrainedModel, converted: PreTrainedModel, ids: Tensor, folder: Path
+) -> tuple[list[str], dict[str, str]]:
+    """Writes both models for any batch and length to `folder`, the dense one in dynamic int8 as well.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+    Args:
+        dense: The dense model.
+        converted: The converted one.
+        ids: Token ids `(batch, length)` to try each graph on: it must give what PyTorch gives.
+        folder: An empty folder.
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        output: Tensor = self.model(input_ids=input_ids)[0]
-        return output
-
-
-def export(model: PreTrainedModel, ids: Tensor, folder: Path) -> None:
-    """Writes a model for any batch and length to `folder`, in float32 and in dynamic int8.
-
-    The graph goes through ONNX Runtime's own optimizer for transformers first, which fuses what it knows.
-
-    Raises:
-        ValueError: Where the optimizer took the graph for a BERT's that is none, and it gives other numbers.
+    Returns:
+        Those of `NAMES` that are there, and of the others each with the reason.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    if reason := missing():
+        return [], dict.fromkeys(NAMES, reason)
+    absent: dict[str, str] = {}
+
+    def attempt(name: str, write: Callable[[Path], None], expected: PreTrainedModel | None) -> None:
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logging():
+                warnings.simplefilter("ignore")
+                write(_file(folder, name))
+            (given, *_) = run(folder, name, ids, 1)()  # int8 is run too: it may fail only then
+            if expected is not None:
+                check(given, expected, ids)
+        except Exception as error:  # noqa: BLE001 - exporter and optimizer raise whatever they stumble over
+            absent[name] = f"not exported: {type(error).__name__} {first_line(error)}"
+
+    attempt(DENSE, lambda file: write_optimized(dense, file), dense)
+    if DENSE in absent:
+        absent[DENSE_INT8] = absent[DENSE]
+    else:
+        attempt(DENSE_INT8, lambda file: write_int8(_file(folder, DENSE), file), None)
+    attempt(CONVERTED, lambda file: write_optimized(converted, file), converted)
+    return [name for name in NAMES if name not in absent], absent
+
+
+def write_optimized(model: PreTrainedModel, file: Path) -> None:
+    """Writes a model as `export_onnx` does, then lets ONNX Runtime's optimizer for transformers fuse what it knows."""
     from onnxruntime.transformers.optimizer import optimize_model
 
-    plain = folder / "exported.onnx"
-    any_size = {"input_ids": {0: "batch", 1: "length"}}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logging():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _FirstOutput(model).eval(),
-            (ids,),
-            plain,
-            input_names=["input_ids"],
-            dynamic_shapes=any_size,
-            dynamo=True,
-            verbose=False,
-        )
-        heads, width = model.config.num_attention_heads, model.config.hidden_size
-        optimized = optimize_model(str(plain), model_type="bert", num_heads=heads, hidden_size=width)
-        optimized.save_model_to_file(str(folder / _FILES[NAMES[0]]))
-        quantize_dynamic(
-            folder / _FILES[NAMES[0]],
-            folder / _FILES[NAMES[1]],
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-        )
+    if model.dtype != torch.float32:
+        raise ValueError(f"graphs are float32, this model is {model.dtype}")
+    plain = file.with_suffix(".plain.onnx")
+    export_onnx(model, plain, inputs=("input_ids",))
+    heads, width = model.config.num_attention_heads, model.config.hidden_size
+    optimized = optimize_model(str(plain), model_type="bert", num_heads=heads, hidden_size=width)
+    optimized.save_model_to_file(str(file))
+
+
+def write_int8(file: Path, output: Path) -> None:
+    """Writes the graph in `file` with its weights in int8, a scale for each channel."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(file, output, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def check(given: Any, model: PreTrainedModel, ids: Tensor) -> None:
+    """Raises a `ValueError` where a graph gives other numbers than its model: the optimizer mistook it for a BERT's."""
     with torch.no_grad():
         expected = model(input_ids=ids)[0].numpy()
-    given = [run()[0] for run in runs(folder, ids, 1).values()]  # int8 is run too: it may fail only then
-    if not np.allclose(given[0], expected, atol=CLOSE):
+    if not np.allclose(given, expected, atol=CLOSE):
         raise ValueError("ONNX Runtime's optimized graph gives other numbers than PyTorch")
 
 
@@ -91,18 +107,18 @@ def _quiet_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-def runs(folder: Path, ids: Tensor, threads: int) -> dict[str, Callable[[], Any]]:
-    """What `export` wrote, ready to be timed on `ids` `(batch, length)` with so many threads."""
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(' ', '-')}.onnx"
+
+
+def run(folder: Path, name: str, ids: Tensor, threads: int) -> Callable[[], Any]:
+    """One of what `prepare` wrote, ready to be timed on `ids` `(batch, length)` with so many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")  # after a run; others are timed then
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(_file(folder, name), options, providers=providers)
     inputs = {"input_ids": ids.numpy()}
-
-    def run(file: str) -> Callable[[], Any]:
-        providers = ["CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(folder / file, options, providers=providers)
-        return lambda: session.run(None, inputs)
-
-    return {name: run(file) for name, file in _FILES.items()}
+    return lambda: session.run(None, inputs)

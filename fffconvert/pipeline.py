@@ -23,6 +23,7 @@ from fffconvert.checkpoint import (
     load_config,
     load_for_task,
     load_tokenizer,
+    prompt_of,
     read_report,
     refuse_existing,
     save,
@@ -32,7 +33,7 @@ from fffconvert.data import Data, asked_for, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import UserError
-from fffconvert.estimate import Estimate, Work, estimate
+from fffconvert.estimate import Estimate, Work, check_leaves, estimate
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
 from fffconvert.fit import Init
@@ -139,8 +140,9 @@ def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded
 
 def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path | None) -> Data:
     """What a recipe trains and evaluates on, as the model called `name` takes it; its head may be still to make."""
-    config = load_config(name)
+    check_leaves(recipe.tree, recipe.init, recipe.calibration_tokens)
     asked = asked_for(recipe.task, recipe.text, recipe.data)
+    config = load_config(name)
     if not new_head:
         check_head(asked if isinstance(asked, Task) else None, config, recipe.model)
     return read_data(
@@ -152,6 +154,7 @@ def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path |
         held_out=recipe.held_out,
         max_length=recipe.max_length,
         seed=recipe.seed,
+        prompt=prompt_of(name),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
@@ -43,13 +44,22 @@ class SentenceModules:
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(content)
 
-    def pooling(self) -> nn.Module:
+    @property
+    def prompt(self) -> str:
+        """What sentence-transformers puts before every text unless told otherwise; in most models nothing."""
+        settings = json.loads(self.files.get(SETTINGS[0], b"{}"))
+        return str(settings.get("prompts", {}).get(settings.get("default_prompt_name")) or "")
+
+    def pooling(self, prompt_tokens: int = 0) -> nn.Module:
         """The modules after the transformer, as sentence-transformers makes them (see `embeddings`).
+
+        Args:
+            prompt_tokens: How long the prompt before every text is; some models leave it out of the pooling.
 
         Raises:
             UserError: Where sentence-transformers is not installed, or a module cannot be made from its files.
         """
-        modules = []
+        modules: list[nn.Module] = [_Prompted(prompt_tokens)] if prompt_tokens else []
         with tempfile.TemporaryDirectory() as folder:
             self.write(Path(folder))
             for module in json.loads(self.files[MODULES])[1:]:
@@ -62,6 +72,17 @@ class SentenceModules:
                 except (AttributeError, OSError, TypeError, ValueError) as error:
                     raise UserError(f"{MODULES}: {module['type']} could not be made ({error})") from error
         return nn.Sequential(*modules).requires_grad_(False).eval()
+
+
+class _Prompted(nn.Module):
+    """Tells the modules after it how many tokens of prompt each text begins with."""
+
+    def __init__(self, n_tokens: int) -> None:
+        super().__init__()
+        self.n_tokens = n_tokens
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        return {**features, "prompt_length": self.n_tokens}
 
 
 def read_modules(name: str) -> SentenceModules | None:

@@ -226,7 +226,19 @@ def test_env(tmp_path: Path) -> None:
         ("convert a b --init kmeans", "'kmeans' is not one of 'inputs', 'neurons', 'random'"),
         ("convert a b --seed -1", "-1 is not in the range"),
         ("convert a b --calibration-tokens 0", "0 is not in the range"),
+        (
+            "convert a b --depth 20",
+            r"depth 20 has 1,048,576 leaves and there are 65,536 tokens .* at most 11, or",
+        ),
+        (
+            "convert a b --depth 9 --dry-run --calibration-tokens 500",
+            "expected a depth of at most 3, or more",
+        ),
+        ("convert a b --calibration sst3", "sst3 is neither a file nor a task"),
         ("finetune a b", "name either a task, "),
+        ("finetune a b --task sst3", "task 'sst3' is unknown; expected one of cola"),
+        ("distill a b --teacher c --task sst3", "task 'sst3' is unknown; expected one of cola"),
+        ("evaluate a --task sst3", "task 'sst3' is unknown; expected one of cola"),
         ("finetune a b --task sst2 --batch-size 0", "batch_size is 0; expected at least 1"),
         ("finetune a b --task sst2 --epochs -1", "epochs is -1; expected at least 1"),
         ("finetune a b --task sst2 --learning-rate nan", "learning_rate is nan; expected a finite number"),
@@ -402,7 +414,7 @@ def test_text_that_is_none(dense: str, tmp_path: Path) -> None:
         ({"sentence": [1, 2], "label": [0, 1]}, "row 0"),
         ({"sentence": ["a", "b"], "label": [0, -1]}, "-1"),
         ({"sentence": ["a", "b"], "label": [0, 7]}, "7"),
-        ({"sentence": ["a", "b"], "label": [0, None]}, "row 1"),
+        ({"sentence": ["a", "b"], "label": [0, None]}, "None in column 'label' is no label"),
     ],
     ids=["missing", "junk", "no_labels", "null", "numbers", "unlabelled", "other_labels", "null_label"],
 )

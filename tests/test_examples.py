@@ -75,7 +75,7 @@ def test_the_readme_shows_every_command() -> None:
     assert {path[0] for path, _ in commands()} - shown - {"info", "env"} == set()
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?m)(?:^|`)make ([a-z]+)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", README))))
 def test_a_make_target_that_is_shown_exists(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"(?m)^{target}:", makefile)
@@ -87,6 +87,14 @@ def test_a_make_target_that_is_shown_exists(target: str) -> None:
 )
 def test_a_script_that_is_shown_exists(script: str) -> None:
     assert (ROOT / script).is_file() or (ROOT / f"{script.replace('.', '/')}.py").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_a_relative_link_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    assert not missing
 
 
 # ---- Scripts

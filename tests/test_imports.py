@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ errors display remote text
 sentence tasks tree
 cluster kernels metrics recipe
 dense fff options
-export families fit int8 onnx training
-calibration modeling
+export families fit int8 training
+calibration modeling onnx
 checkpoint conversion encoding estimate registration
 data distillation hub inspection latency
 evaluation
@@ -47,10 +48,12 @@ def name_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def sources() -> list[tuple[str, ast.Module]]:
     """Every module of the package and what is written in it."""
-    for file in sorted(PACKAGE.rglob("*.py")):
-        yield name_of(file), ast.parse(file.read_text(encoding="utf-8"))
+    return [
+        (name_of(file), ast.parse(file.read_text(encoding="utf-8"))) for file in sorted(PACKAGE.rglob("*.py"))
+    ]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

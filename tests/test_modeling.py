@@ -31,9 +31,9 @@ from transformers.models.auto import modeling_auto
 
 import fffconvert
 from fffconvert import modeling
-from fffconvert.conversion import convert
+from fffconvert.conversion import convert, untrained_student
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES
+from fffconvert.families import FAMILIES, family_of
 from fffconvert.fff import FFF
 from fffconvert.modeling import (
     config_class,
@@ -70,6 +70,12 @@ def converted(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Pre
     return convert(dense, tokenizer, sentences(60), TREE, calibration_tokens=300).model
 
 
+def unfitted(dense: PreTrainedModel) -> PreTrainedModel:
+    """The converted counterpart with random trees, where what they hold does not matter."""
+    family = family_of(dense.config)
+    return untrained_student(dense, family, family.tree_for(dense.config, TREE))
+
+
 @pytest.fixture
 def student(classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return converted(classifier, tokenizer)
@@ -100,7 +106,7 @@ def test_saved_and_loaded_by_the_stock_auto_class_is_bitwise_equal(
     model_type: str, auto_class: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     dense = tiny_model(model_type, auto_class)
-    model = converted(dense, tokenizer)
+    model = unfitted(dense)
     assert isinstance(model, type(dense))
     model.save_pretrained(tmp_path)
     loaded = getattr(transformers, auto_class).from_pretrained(tmp_path)
@@ -210,7 +216,7 @@ def test_pipelines(
     model_type: str, tokenizer: PreTrainedTokenizerFast, folder_of: Callable[..., str]
 ) -> None:
     dense = tiny_model(model_type, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
-    model = converted(dense, tokenizer)
+    model = unfitted(dense)
     folder = folder_of(model)
     text = "the film is very good"
     encoded = tokenizer(text, return_tensors="pt")
@@ -319,7 +325,7 @@ def test_attention_implementations_agree(
     dense = tiny_model(model_type)
     if not dense._supports_sdpa:
         pytest.skip(f"{model_type} has its own attention only")
-    converted(dense, tokenizer).save_pretrained(tmp_path)
+    unfitted(dense).save_pretrained(tmp_path)
     batch = batch_of(tokenizer)
     logits = []
     for name in ("eager", "sdpa"):
@@ -339,8 +345,10 @@ def test_every_layer_has_a_tree_of_its_own(student: PreTrainedModel) -> None:
 
 ORDERS = """
 import os, sys
-import torch  # slow, and the same for all: each order is tried in a fork of its own
+# slow, and the same for all: each order is tried in a fork of its own
+import scipy.optimize, torch, torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
 
+assert "transformers" not in sys.modules
 orders = sys.argv[2:]
 for order in orders:
     if not os.fork():
@@ -360,6 +368,7 @@ def test_known_whatever_is_imported_first(student: PreTrainedModel, folder_of: C
     Path(folder, "model.pickle").write_bytes(pickle.dumps(student))
     orders = (
         "import fffconvert",
+        "import fffconvert.modeling",
         "from transformers import AutoModel; import fffconvert",
         "import fffconvert; from transformers import BertModel",  # imports the Auto classes halfway
         "import pickle; pickle.load(open(sys.argv[1] + '/model.pickle', 'rb'))",

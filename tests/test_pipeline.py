@@ -35,6 +35,9 @@ from fffconvert.tree import TreeShape
 pytestmark = pytest.mark.usefixtures("quick_latency")
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+ALIKE = {
+    f"bert-base-{task}" for task in ("cola", "mrpc", "qnli", "qqp", "rte", "wnli")
+}  # to `bert-base-sst2`
 TINY = (
     "tree={depth: 2, leaf_width: 2}",
     "calibration_tokens=300",
@@ -74,7 +77,13 @@ def names_in(folder: Path) -> set[str]:
 # ---- Every recipe that is shipped
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=file.stem, marks=[pytest.mark.slow] if file.stem in ALIKE else [])
+        for file in RECIPES
+    ],
+)
 def test_shipped_recipe_runs_tiny(file: Path, base: str, glue: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(sentences(100)), encoding="utf-8")

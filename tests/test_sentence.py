@@ -14,8 +14,9 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 from transformers import BertModel, set_seed
 
-from fffconvert import UserError, checkpoint, hub
+from fffconvert import UserError, checkpoint, data, hub
 from fffconvert.cli import main
+from fffconvert.evaluation import embed
 from fffconvert.sentence import embeddings, read_modules
 
 st = pytest.importorskip("sentence_transformers", reason="the extra sentence is not installed")
@@ -100,6 +101,31 @@ def test_its_own_pooling_makes_the_embeddings(encoder, texts):
     expected = st.SentenceTransformer(encoder, device="cpu").encode(texts[:8])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.allclose(embeddings(hidden, inputs["attention_mask"], None), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("include", [True, False], ids=["pooled_too", "not_pooled"])
+def test_a_default_prompt_stands_before_every_text(include, folder_of, tmp_path):
+    folder = folder_of(BertModel(tiny_config(initializer_range=0.5)), "plain")
+    made = st.SentenceTransformer(
+        modules=[
+            modules.Transformer(folder),
+            modules.Pooling(16, pooling_mode="mean", include_prompt=include),
+        ],
+        prompts={"query": "the good "},
+        default_prompt_name="query",
+        device="cpu",
+    )
+    made.save_pretrained(str(tmp_path / "prompted"))
+    loaded = checkpoint.load(str(tmp_path / "prompted"))
+    texts, file = sentences(20), tmp_path / "text.txt"
+    file.write_text("\n".join(texts), encoding="utf-8")
+    config = loaded.model.config
+    given = data.read_data(file, loaded.tokenizer, config, held_out=3, prompt=loaded.prompt)
+    assert all(text.startswith("the good ") for text in given.texts)
+    assert list(data.read_texts(file, config, prompt=loaded.prompt)) == [f"the good {text}" for text in texts]
+    _, splits = data.read_validations(file, loaded.tokenizer, config, prompt=loaded.prompt)
+    found = embed(loaded.model, loaded.tokenizer, loaded.pooling, splits["text"], "text")
+    np.testing.assert_allclose(found, made.encode(texts, normalize_embeddings=True), atol=1e-5)
 
 
 def test_an_ordinary_folder_has_no_modules(classifier, folder_of):

@@ -1,0 +1,139 @@
+"""The folder on disk: what a converted model leaves there, and its card."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_config, tiny_model
+from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
+
+from fffconvert import UserError, checkpoint
+from fffconvert.checkpoint import Loaded, load, model_card, save
+from fffconvert.families import FAMILIES
+from fffconvert.modeling import config_class, config_with, model_class
+from fffconvert.tree import TreeShape
+
+SHAPE = TreeShape(depth=2, leaf_width=2)
+
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "classification": ("BertForSequenceClassification", {"num_labels": 3}),
+    "multi-label": (
+        "BertForSequenceClassification",
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+    ),
+    "regression": ("BertForSequenceClassification", {"num_labels": 1}),
+    "tokens": ("BertForTokenClassification", {"num_labels": 3}),
+    "question": ("BertForQuestionAnswering", {}),
+    "masked": ("BertForMaskedLM", {}),
+    "embedding": ("BertModel", {}),
+}
+
+
+def converted(head: str, **changes: Any) -> PreTrainedModel:
+    """A converted model with random weights."""
+    dense = tiny_config(**changes)
+    config = config_with(dense, config_class(FAMILIES["bert"]), fff=SHAPE.to_dict())
+    config.architectures = [f"FFF{head}"]  # as a saved model has it
+    transformers.set_seed(0)
+    return model_class(getattr(transformers, head))(config).eval()
+
+
+def scores_of(task: str) -> dict[str, Any]:
+    """What a report holds of a task, as far as the card shows it."""
+    return {"scores": {"task": task, "metric": "accuracy", "metrics": {"validation": {"accuracy": 0.5}}}}
+
+
+def snippet_of(card: str) -> str:
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    return snippet
+
+
+# ---- The card
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_cards_snippet_runs(kind, tokenizer, tmp_path, monkeypatch, capsys):
+    head, changes = HEADS[kind]
+    model = converted(head, **changes)
+    save(Loaded("user/dense", model, tokenizer), tmp_path / "made")
+    monkeypatch.chdir(tmp_path)  # the card names the model as its folder is named
+    names: dict[str, Any] = {}
+    exec(snippet_of((tmp_path / "made" / "README.md").read_text(encoding="utf-8")), names)
+    used = getattr(names["model"], "model", names["model"])  # inside its pipeline
+    assert type(used).__name__ == f"FFF{head}"
+    assert capsys.readouterr().out, "it prints an answer"
+
+
+def test_the_card_of_a_model_of_pairs_asks_for_a_pair(tokenizer, tmp_path, monkeypatch):
+    loaded = Loaded("user/dense", converted("BertForSequenceClassification"), tokenizer)
+    save(loaded, tmp_path / "made", report={**scores_of("mrpc"), "table": []})
+    monkeypatch.chdir(tmp_path)
+    snippet = snippet_of((tmp_path / "made" / "README.md").read_text(encoding="utf-8"))
+    assert '"text_pair"' in snippet
+    exec(snippet, {})
+
+
+@pytest.mark.parametrize(("licence", "expected"), [("mit", "mit"), (None, None)])
+def test_the_card_has_the_licence_of_the_original(licence, expected, classifier, folder_of, tmp_path):
+    folder = folder_of(classifier)
+    if licence:
+        Path(folder, "README.md").write_text(f"---\nlicense: {licence}\n---\n# A model\n", encoding="utf-8")
+    dense = load(folder)
+    model = converted("BertForSequenceClassification")
+    save(Loaded(dense.name, model, dense.tokenizer), tmp_path / "made")
+    card = ModelCard.load(tmp_path / "made" / "README.md")
+    assert card.data.license == expected
+    assert card.data.base_model is None, "a folder is no model of the Hub"
+
+
+@pytest.mark.parametrize(("task", "dataset"), [("sst2", "nyu-mll/glue"), ("reviews.csv", "reviews.csv")])
+def test_the_cards_results_name_their_data(task, dataset, tokenizer):
+    loaded = Loaded("user/dense", converted("BertForSequenceClassification"), tokenizer)
+    data = model_card(loaded, "made", {**scores_of(task), "table": []}).data
+    (result,) = data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == (dataset, "accuracy", 0.5)
+    assert (data.base_model, data.pipeline_tag) == ("user/dense", "text-classification")
+    assert data.datasets == (["nyu-mll/glue"] if task == "sst2" else None)
+
+
+# ---- The files
+
+
+def test_a_converted_model_is_a_smaller_file_and_loads_as_it_was(tokenizer, tmp_path):
+    dense = tiny_model("bert", intermediate_size=256)
+    model = converted("BertForSequenceClassification", intermediate_size=256)
+    save(Loaded("user/dense", dense, tokenizer), tmp_path / "dense")
+    save(Loaded("user/dense", model, tokenizer), tmp_path / "made")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("made", "dense")]
+    assert sizes[0] < sizes[1]
+    assert not (tmp_path / "dense" / "README.md").exists(), "a dense model has its own card"
+    again = load(str(tmp_path / "made")).model
+    ids = torch.tensor([[2, 7, 9, 3]])
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    assert not list(tmp_path.glob("*.partial*")), "nothing is left beside them"
+
+
+def test_what_fails_halfway_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    loaded = Loaded("user/dense", converted("BertModel"), tokenizer)
+    monkeypatch.setattr(checkpoint, "model_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(loaded, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_is_none(tmp_path):
+    assert checkpoint.read_report(str(tmp_path)) == {}
+    for text in ("{", "3", "[1]"):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(UserError, match="not what fffconvert wrote there"):
+            checkpoint.read_report(str(tmp_path))
+    (tmp_path / "report.json").write_text(json.dumps({"layers": []}))
+    assert checkpoint.read_report(str(tmp_path)) == {"layers": []}
