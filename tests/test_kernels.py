@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fffconvert import kernels
 from fffconvert.errors import UserError
+from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, FFFWeights, cpu, reference
 from fffconvert.tree import TreeShape
 
@@ -336,6 +342,110 @@ def test_autocast() -> None:
     assert (mine - truth).abs().mean() <= (plain - truth).abs().mean()
 
 
+# ---- The short way, without the dispatcher
+
+
+@needs_kernel
+@shapes
+@pytest.mark.parametrize("n_tokens", [0, 1, 7])
+def test_short_way_equals_the_operator(d_model: int, shape: TreeShape, n_tokens: int) -> None:
+    weights, x = make(d_model, shape), tokens(n_tokens, d_model)
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            y = cpu.infer(x, weights, "gelu")
+            assert y is not None
+            assert not y.requires_grad
+            assert torch.equal(y, cpu.fff_forward(x, weights, "gelu"))
+
+
+def wrong(weights: FFFWeights, x: Tensor) -> dict[str, tuple[Tensor, FFFWeights]]:
+    wide = torch.stack([weights.leaf_in_weight] * 2, -1)[..., 0]
+    return {
+        "x_not_contiguous": (torch.stack([x] * 2, -1)[..., 0], weights),
+        "weights_not_contiguous": (x, weights._replace(leaf_in_weight=wide)),
+        "bfloat16": (x.bfloat16(), cast(weights, torch.bfloat16)),
+        "two_dtypes": (x, cast(weights, torch.bfloat16)),
+        "meta": (x.to("meta"), FFFWeights(*(w.to("meta") for w in weights))),
+        "other_width": (x[:, 1:].contiguous(), weights),
+        "nine_weights": (x, weights[:9]),  # type: ignore[dict-item]
+        "no_tensor": (x, weights._replace(leaf_out_bias=None)),  # type: ignore[arg-type]
+    }
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", wrong(make(*SHAPES["usual_odd"]), tokens(2, 33)))
+def test_short_way_leaves_to_the_operator(name: str) -> None:
+    x, weights = wrong(make(*SHAPES["usual_odd"]), tokens(2, 33))[name]
+    with torch.no_grad():
+        assert cpu.infer(x, weights, "gelu") is None
+
+
+@needs_kernel
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace` is deprecated")
+def test_short_way_hides_from_nobody() -> None:
+    """Whoever watches or rewrites operators meets the operator."""
+    weights, x = make(*SHAPES["usual_odd"]), tokens(4, 33)
+    expected = reference.fff_forward(x, weights, "gelu")
+
+    def layer(x: Tensor) -> Tensor:
+        return kernels.fff_forward(x, weights, "gelu")
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    class SeenFunctions(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        layer(x)  # the first call decides
+        for mode in (Seen, SeenFunctions):
+            names: list[str] = []
+            with mode():
+                layer(x)
+            assert "fffconvert.fff.default" in names
+        with torch.profiler.profile() as profile:
+            layer(x)
+        assert "fffconvert::fff" in {event.name for event in profile.events()}
+        graph = make_fx(layer)(x)
+        assert "fffconvert.fff" in graph.code
+        other = tokens(4, 33, seed=5)
+        torch.testing.assert_close(graph(other), layer(other))
+        torch.testing.assert_close(torch.jit.trace(layer, (x,), check_trace=False)(other), layer(other))
+        torch.testing.assert_close(layer(x.detach().requires_grad_()), expected)
+        torch.testing.assert_close(layer(torch._neg_view(-x)), expected)  # its memory holds -x
+        with pytest.raises(RuntimeError, match="Batching rule"):
+            torch.func.vmap(layer)(x[:, None])
+
+
+@needs_kernel
+def test_short_way_reads_the_weights_of_the_moment() -> None:
+    """Nothing is remembered: weights changed, exchanged, moved to another dtype and back are those that serve."""
+    layer, x = FFF(TreeShape(3, 4), 33, "gelu"), tokens(2, 33)
+
+    def agrees() -> None:
+        with torch.no_grad():
+            ours, plain = layer(x), reference.fff_forward(x, layer.weights, layer.activation)
+        torch.testing.assert_close(ours, plain)
+
+    agrees()
+    for parameter in layer.parameters():
+        parameter.data = parameter.data * 2
+    agrees()
+    layer.load_state_dict({name: -value for name, value in layer.state_dict().items()}, assign=True)
+    agrees()
+    layer.double().float()
+    agrees()
+    layer.leaf_out_bias = torch.nn.Parameter(torch.ones_like(layer.leaf_out_bias))
+    agrees()
+    layer = copy.deepcopy(layer).bfloat16()
+    with torch.no_grad():
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
 # ---- The door
 
 
@@ -350,13 +460,16 @@ def in_a_new_process(code: str, *arguments: str, **environment: str) -> subproce
 
 
 @pytest.fixture
-def undecided(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The door as a new process finds it."""
+    kernels._wanted.cache_clear()
     monkeypatch.setattr(kernels, "_decided", None)
     monkeypatch.setattr(kernels, "_cpu", None)
     monkeypatch.setattr(cpu, "_loaded", False)
+    monkeypatch.setattr(cpu, "_infer", None)
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
-    return monkeypatch
+    yield monkeypatch
+    kernels._wanted.cache_clear()
 
 
 @pytest.fixture
@@ -402,6 +515,16 @@ def test_the_reference_by_name(undecided: pytest.MonkeyPatch) -> None:
     undecided.setenv(kernels.VARIABLE, "reference")
     undecided.setattr(cpu, "load", lambda: pytest.fail("built what nobody asked for"))
     assert torch.equal(kernels.fff_forward(x, weights, "gelu"), reference.fff_forward(x, weights, "gelu"))
+
+
+def test_the_name_is_read_once(undecided: pytest.MonkeyPatch) -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    weights, x = make(d_model, shape), tokens(5, d_model)
+    undecided.setenv(kernels.VARIABLE, "reference")
+    first = kernels.fff_forward(x, weights, "gelu")
+    undecided.setenv(kernels.VARIABLE, "misspelt")
+    assert torch.equal(kernels.fff_forward(x, weights, "gelu"), first)
+    assert not kernels._uses_gpu_kernel()
 
 
 def test_importing_builds_nothing(tmp_path: Path) -> None:

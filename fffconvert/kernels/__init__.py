@@ -57,7 +57,9 @@ def _load_cpu() -> Implementation:
     )
 
 
+@cache
 def _wanted() -> str:
+    """What `FFFCONVERT_KERNEL` named when it was first read."""
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in ("auto", "reference", "cpu", "gpu"):
         raise UserError(f"{VARIABLE} is {wanted!r}; expected auto, reference, cpu or gpu")
@@ -118,6 +120,14 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     Raises:
         UserError: Where `FFFCONVERT_KERNEL` names what cannot serve.
     """
+    if (
+        not torch.compiler.is_dynamo_compiling()
+        and _decided
+        and type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and (y := cpu.infer(x, weights, activation)) is not None
+    ):
+        return y
     dtype = weights.leaf_in_weight.dtype
     if weights.gated:
         return reference.fff_forward(x, weights, activation)

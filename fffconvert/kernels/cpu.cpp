@@ -10,6 +10,10 @@
 // Each token is summed in the same order however many come with it: its output does not depend on its
 // company. Comparisons keep their IEEE meaning (never build with -ffast-math): NaN goes left.
 
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/dlpack.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -19,6 +23,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -546,6 +551,35 @@ void tree_backward_weights(const Tree<float>& grad, const Paths& paths, int64_t 
 
 using Weights = std::vector<Tensor>;  // ten, in the order of reference.FFFWeights
 
+// A contiguous tensor, whichever way it came here.
+struct View {
+  void* data;
+  const int64_t* sizes;
+  int64_t dim;
+  ScalarType type;
+
+  int64_t size(int64_t i) const { return sizes[i]; }
+  int64_t numel() const { return std::accumulate(sizes, sizes + dim, int64_t{1}, std::multiplies<int64_t>()); }
+};
+
+using Views = std::array<View, 10>;
+
+View view(const Tensor& t) {
+  auto sizes = t.sizes();
+  return {t.data_ptr(), sizes.data(), int64_t(sizes.size()), t.scalar_type()};
+}
+
+// Views of contiguous weights; those that are not contiguous are exchanged for copies that are.
+Views views(Weights& w) {
+  STD_TORCH_CHECK(w.size() == 10, "fffconvert: weights must be as FFFWeights has them");
+  Views result;
+  for (size_t i = 0; i < 10; ++i) {
+    if (!w[i].is_contiguous()) w[i] = torch::stable::contiguous(w[i]);
+    result[i] = view(w[i]);
+  }
+  return result;
+}
+
 using Sizes = std::vector<int64_t>;
 
 Sizes sizes_of(const Tensor& t) {
@@ -553,7 +587,7 @@ Sizes sizes_of(const Tensor& t) {
   return Sizes(sizes.begin(), sizes.end());
 }
 
-// An uninitialised contiguous tensor; the short way, as a single token is all overhead.
+// An uninitialised contiguous tensor.
 Tensor new_tensor(const Sizes& shape, ScalarType type) {
   Sizes strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
@@ -566,9 +600,9 @@ Tensor new_tensor(const Sizes& shape, ScalarType type) {
 
 // The trees and, as a last tree of depth 0, the trunk.
 template <class E>
-std::vector<Tree<E>> trees_of(const Weights& w) {
+std::vector<Tree<E>> trees_of(const Views& w) {
   std::array<E*, 10> p;
-  for (int i = 0; i < 10; ++i) p[i] = static_cast<E*>(w[i].data_ptr());
+  for (int i = 0; i < 10; ++i) p[i] = static_cast<E*>(w[i].data);
   int64_t n_trees = w[3].size(0), leaves = w[3].size(1), width = w[3].size(2), d = w[3].size(3);
   int64_t nodes = leaves - 1, out_nodes = w[2].numel() / std::max<int64_t>(d * n_trees, 1), depth = 0;
   while ((int64_t{1} << depth) < leaves) ++depth;
@@ -583,12 +617,14 @@ std::vector<Tree<E>> trees_of(const Weights& w) {
   return trees;
 }
 
-template <class Shape = std::initializer_list<int64_t>>
-void expect(const Tensor& t, const char* name, ScalarType type, const Shape& shape) {
-  auto sizes = t.sizes();
-  STD_TORCH_CHECK(sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin()),
-                  "fffconvert: ", name, " does not fit the other tensors");
-  STD_TORCH_CHECK(t.scalar_type() == type, "fffconvert: ", name, " has another dtype than x");
+void expect(const View& t, const char* name, ScalarType type, const int64_t* shape, int64_t dim) {
+  STD_TORCH_CHECK(t.dim == dim && std::equal(shape, shape + dim, t.sizes), "fffconvert: ", name,
+                  " does not fit the other tensors");
+  STD_TORCH_CHECK(t.type == type, "fffconvert: ", name, " has another dtype than x");
+}
+
+void expect(const View& t, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
+  expect(t, name, type, shape.begin(), int64_t(shape.size()));
 }
 
 float* floats(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
@@ -602,16 +638,15 @@ Tensor as(const Tensor& t, ScalarType type) {
 }
 
 // The number of tokens in x. Every later read is inside the shapes that are tested here.
-int64_t check(const Tensor& x, Weights& w) {
-  auto type = x.scalar_type();
+int64_t check(const View& x, const Views& w) {
+  auto type = x.type;
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
                   "fffconvert: x must be float32 or bfloat16");
-  STD_TORCH_CHECK(w.size() == 10 && x.dim() > 0 && w[2].dim() == 3 && w[3].dim() == 4 && w[7].dim() == 2,
+  STD_TORCH_CHECK(x.dim > 0 && w[2].dim == 3 && w[3].dim == 4 && w[7].dim == 2,
                   "fffconvert: x must be (..., d_model), and weights as FFFWeights has them");
-  auto shape = x.sizes();
-  int64_t n = 1, d = shape.back(), trees = w[3].size(0), leaves = w[3].size(1), width = w[3].size(2);
+  int64_t n = 1, d = x.size(x.dim - 1), trees = w[3].size(0), leaves = w[3].size(1), width = w[3].size(2);
   int64_t out_nodes = w[2].size(1), trunk = w[7].size(0);
-  for (size_t i = 0; i + 1 < shape.size(); ++i) n *= shape[i];
+  for (int64_t i = 0; i + 1 < x.dim; ++i) n *= x.size(i);
   STD_TORCH_CHECK(n < std::numeric_limits<int32_t>::max(), "fffconvert: too many tokens");
   STD_TORCH_CHECK(trees > 0, "fffconvert: there is no tree");
   STD_TORCH_CHECK(leaves > 0 && leaves <= (1 << 20) && (leaves & (leaves - 1)) == 0,
@@ -626,8 +661,6 @@ int64_t check(const Tensor& x, Weights& w) {
   expect(w[7], "trunk_in_weight", type, {trunk, d});
   expect(w[8], "trunk_in_bias", type, {trunk});
   expect(w[9], "trunk_out_weight", type, {trunk, d});
-  for (Tensor& t : w)
-    if (!t.is_contiguous()) t = torch::stable::contiguous(t);
   return n;
 }
 
@@ -666,11 +699,12 @@ void layer_forward(const std::vector<Tree<E>>& trees, int64_t n, const float* x,
 }
 
 Tensor fff(Tensor x, Weights weights, int64_t activation) {
-  int64_t n = check(x, weights);
+  Views w = views(weights);
+  int64_t n = check(view(x), w);
   Tensor input = dense(as(x, ScalarType::Float));
   Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
   with_type(x.scalar_type(), [&](auto element) {
-    auto trees = trees_of<decltype(element)>(weights);
+    auto trees = trees_of<decltype(element)>(w);
     std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
     layer_forward(trees, n, floats(input), floats(y), activation, paths.get(), nullptr);
   });
@@ -680,14 +714,15 @@ Tensor fff(Tensor x, Weights weights, int64_t activation) {
 // Returns y and what the backward needs: paths (n_trees, and one if there is a trunk; 2; n_tokens) and the
 // pre-activations, flat.
 std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t depth, int64_t activation) {
-  int64_t n = check(x, weights);
-  STD_TORCH_CHECK((int64_t{1} << depth) == weights[3].size(1), "fffconvert: depth does not fit the leaves");
+  Views w = views(weights);
+  int64_t n = check(view(x), w);
+  STD_TORCH_CHECK((int64_t{1} << depth) == w[3].size(1), "fffconvert: depth does not fit the leaves");
   Tensor input = dense(as(x, ScalarType::Float));
   Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
-  Tensor paths = new_tensor({weights[3].size(0) + (weights[7].size(0) > 0), 2, n}, ScalarType::Int);
+  Tensor paths = new_tensor({w[3].size(0) + (w[7].size(0) > 0), 2, n}, ScalarType::Int);
   Tensor pre;
   with_type(x.scalar_type(), [&](auto element) {
-    auto trees = trees_of<decltype(element)>(weights);
+    auto trees = trees_of<decltype(element)>(w);
     pre = new_tensor({n * neurons_of(trees)}, ScalarType::Float);
     layer_forward(trees, n, floats(input), floats(y), activation, ints(paths), floats(pre));
   });
@@ -697,11 +732,13 @@ std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t 
 // The gradients of x and of the ten weights; weights without a gradient get an empty tensor.
 std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor paths, Tensor pre,
                                  int64_t activation, bool need_weights) {
-  int64_t n = check(x, weights), n_trees = weights[3].size(0);
+  Views w = views(weights);
+  View like = view(x);
+  int64_t n = check(like, w), n_trees = w[3].size(0);
   auto type = x.scalar_type();
-  bool emitting = weights[2].size(1) > 0, trunk = weights[7].size(0) > 0;
-  expect(grad, "grad", type, x.sizes());
-  expect(paths, "paths", ScalarType::Int, {n_trees + trunk, 2, n});
+  bool emitting = w[2].size(1) > 0, trunk = w[7].size(0) > 0;
+  expect(view(grad), "grad", type, like.sizes, like.dim);
+  expect(view(paths), "paths", ScalarType::Int, {n_trees + trunk, 2, n});
   Tensor xs = dense(as(x, ScalarType::Float)), gy = dense(as(grad, ScalarType::Float));
   Tensor gx = new_tensor(sizes_of(x), ScalarType::Float);
   Weights grads(10);
@@ -713,10 +750,10 @@ std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor 
   paths = dense(paths);
   pre = dense(pre);
   with_type(type, [&](auto element) {
-    auto trees = trees_of<decltype(element)>(weights);
-    expect(pre, "pre", ScalarType::Float, {n * neurons_of(trees)});
+    auto trees = trees_of<decltype(element)>(w);
+    expect(view(pre), "pre", ScalarType::Float, {n * neurons_of(trees)});
     std::vector<Tree<float>> grad_trees;
-    if (need_weights) grad_trees = trees_of<float>(grads);
+    if (need_weights) grad_trees = trees_of<float>(views(grads));
     std::unique_ptr<float[]> a(new float[pre.numel()]), g(new float[pre.numel()]);
     int32_t* path = ints(paths);
     int64_t at = 0;
@@ -752,4 +789,68 @@ STABLE_TORCH_LIBRARY_IMPL(fffconvert, CPU, m) {
   m.impl("fff", TORCH_BOX(&fff));
   m.impl("fff_train", TORCH_BOX(&fff_train));
   m.impl("fff_backward", TORCH_BOX(&fff_backward));
+}
+
+// ---- The short way from Python: calling an operator takes longer than a token does.
+
+extern "C" {
+void* PyTuple_GetItem(void* tuple, intptr_t i);
+void* PyEval_SaveThread();
+void PyEval_RestoreThread(void* state);
+void PyErr_Clear();
+}
+
+namespace {
+
+struct Unlocked {  // lets other threads of Python run
+  void* state = PyEval_SaveThread();
+  ~Unlocked() { PyEval_RestoreThread(state); }
+};
+
+// Whether nobody would miss the dispatcher: no transformation, no tracing, no mode of Python's, no profiler.
+bool unobserved() {
+  auto included = c10::impl::tls_local_dispatch_key_set().included_ - c10::default_included_set;
+  return included.empty() && !at::impl::torch_function_mode_enabled() &&
+         !c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE);
+}
+
+// A Python tensor as a view, where it is contiguous float32 in the CPU's memory.
+bool plain(const DLPackExchangeAPI* api, void* object, View& v) {
+  DLTensor t;
+  if (!object || api->dltensor_from_py_object_no_sync(object, &t) != 0) return false;
+  v = {t.data, t.shape, t.ndim, ScalarType::Float};
+  int64_t stride = 1;
+  bool dense = t.data;
+  for (int64_t i = t.ndim; i-- > 0; stride *= t.shape[i]) dense &= t.shape[i] == 1 || t.strides[i] == stride;
+  return t.device.device_type == kDLCPU && t.dtype.code == kDLFloat && t.dtype.bits == 32 &&
+         (dense || stride == 0);
+}
+
+bool infer(const DLPackExchangeAPI* api, void* x, void* weights, int64_t activation, void* y) {
+  View from, to;
+  Views w;
+  if (!unobserved() || !plain(api, x, from) || !plain(api, y, to)) return false;
+  for (int i = 0; i < 10; ++i)
+    if (!plain(api, PyTuple_GetItem(weights, i), w[i])) return false;
+  int64_t n = check(from, w);
+  expect(to, "y", ScalarType::Float, from.sizes, from.dim);
+  auto trees = trees_of<float>(w);
+  std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
+  Unlocked others;
+  layer_forward(trees, n, static_cast<float*>(from.data), static_cast<float*>(to.data), activation, paths.get(),
+                nullptr);
+  return true;
+}
+
+}  // namespace
+
+// The operator `fff` on Python's tensors, into y; false where only the operator serves, which also says what is
+// wrong. The caller holds the interpreter's lock.
+extern "C" bool fffconvert_infer(const DLPackExchangeAPI* api, void* x, void* weights, int64_t activation, void* y) {
+  try {
+    if (infer(api, x, weights, activation, y)) return true;
+  } catch (const std::exception&) {
+  }
+  PyErr_Clear();
+  return false;
 }
