@@ -23,7 +23,7 @@ from fffconvert import kernels
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, FFFWeights, cpu, reference
-from fffconvert.tree import TreeShape
+from fffconvert.tree import GatedTreeShape, TreeShape
 
 AVAILABLE = kernels.status()["cpu"]
 needs_kernel = pytest.mark.skipif(not AVAILABLE.available, reason=AVAILABLE.reason)
@@ -42,6 +42,9 @@ SHAPES = {
     "emitting_wide": (5, TreeShape(depth=4, leaf_width=35, emitting=True)),
     "everything": (33, TreeShape(depth=4, leaf_width=6, trunk=3, trees=3, emitting=True)),
     "deep": (5, TreeShape(depth=13, leaf_width=2, emitting=True)),
+    "gated": (33, GatedTreeShape(depth=3, leaf_width=7)),
+    "gated_wide": (24, GatedTreeShape(depth=1, leaf_width=70)),
+    "gated_everything": (33, GatedTreeShape(depth=4, leaf_width=35, trunk=41, trees=2, emitting=True)),
 }
 shapes = pytest.mark.parametrize(("d_model", "shape"), SHAPES.values(), ids=SHAPES)
 
@@ -50,6 +53,7 @@ def make(d_model: int, shape: TreeShape, seed: int = 0) -> FFFWeights:
     """Random weights; scaled so that pre-activations are of order 1."""
     generator = torch.Generator().manual_seed(seed)
     trees, leaves, nodes, width = shape.trees, shape.n_leaves, shape.n_nodes, shape.leaf_width
+    rows, trunk_rows = shape.n_inputs * width, shape.n_inputs * shape.trunk
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator) / (d_model**0.5 if size[-1] == d_model else 1.0)
@@ -58,12 +62,12 @@ def make(d_model: int, shape: TreeShape, seed: int = 0) -> FFFWeights:
         router_weight=normal(trees, nodes, d_model),
         router_bias=normal(trees, nodes) * 0.1,
         node_out_weight=normal(trees, nodes if shape.emitting else 0, d_model),
-        leaf_in_weight=normal(trees, leaves, width, d_model),
-        leaf_in_bias=normal(trees, leaves, width),
+        leaf_in_weight=normal(trees, leaves, rows, d_model),
+        leaf_in_bias=normal(trees, leaves, rows),
         leaf_out_weight=normal(trees, leaves, width, d_model),
         leaf_out_bias=normal(trees, leaves, d_model),
-        trunk_in_weight=normal(shape.trunk, d_model),
-        trunk_in_bias=normal(shape.trunk),
+        trunk_in_weight=normal(trunk_rows, d_model),
+        trunk_in_bias=normal(trunk_rows),
         trunk_out_weight=normal(shape.trunk, d_model),
     )
 
@@ -164,7 +168,7 @@ def test_ties_go_right(emitting: bool) -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38])
-@pytest.mark.parametrize("name", ["usual_odd", "everything", "deep"])
+@pytest.mark.parametrize("name", ["usual_odd", "everything", "deep", "gated"])
 def test_values_that_are_no_numbers(name: str, value: float) -> None:
     d_model, shape = SHAPES[name]
     weights, x = make(d_model, shape), tokens(40, d_model)
@@ -221,7 +225,7 @@ def test_leading_dimensions(size: tuple[int, ...]) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["usual", "trunk", "everything"])
+@pytest.mark.parametrize("name", ["usual", "trunk", "everything", "gated_everything"])
 def test_bfloat16(name: str) -> None:
     """The budget: at most twice the error that plain PyTorch makes in bfloat16, against float32."""
     d_model, shape = SHAPES[name]
@@ -249,7 +253,13 @@ def test_bfloat16(name: str) -> None:
 @given(
     d_model=st.integers(1, 40),
     shape=st.builds(
-        TreeShape, st.integers(0, 6), st.integers(0, 15), st.integers(0, 9), st.integers(1, 3), st.booleans()
+        lambda gated, *sizes: (GatedTreeShape if gated else TreeShape)(*sizes),
+        st.booleans(),
+        st.integers(0, 6),
+        st.integers(0, 15),
+        st.integers(0, 9),
+        st.integers(1, 3),
+        st.booleans(),
     ),
     n_tokens=st.integers(0, 70),
     seed=st.integers(0, 1000),
@@ -271,7 +281,7 @@ def test_gradcheck_of_the_reference() -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["usual_odd", "everything"])
+@pytest.mark.parametrize("name", ["usual_odd", "everything", "gated"])
 def test_opcheck(name: str) -> None:
     d_model, shape = SHAPES[name]
     weights, x = make(d_model, shape), tokens(6, d_model)
@@ -340,6 +350,16 @@ def test_autocast() -> None:
     truth = reference.fff_forward(x.bfloat16().float(), weights, "gelu")
     assert mine.dtype == plain.dtype
     assert (mine - truth).abs().mean() <= (plain - truth).abs().mean()
+
+
+def in_a_new_process(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 # ---- The short way, without the dispatcher
@@ -447,16 +467,6 @@ def test_short_way_reads_the_weights_of_the_moment() -> None:
 
 
 # ---- The door
-
-
-def in_a_new_process(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 @pytest.fixture

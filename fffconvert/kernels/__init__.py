@@ -52,9 +52,7 @@ def _load_cpu() -> Implementation:
         cpu.load()
     except cpu.Unavailable as error:
         return Implementation("cpu", False, str(error))
-    return Implementation(
-        "cpu", True, f"float32 and bfloat16, neurons without gates; built as {cpu.library_path()}"
-    )
+    return Implementation("cpu", True, f"float32 and bfloat16; built as {cpu.library_path()}")
 
 
 @cache
@@ -106,7 +104,7 @@ def status() -> dict[str, Implementation]:
 def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     """A fast feedforward layer, by the fastest implementation that serves here.
 
-    The kernels take float32 and bfloat16, on a GPU float16 too; all else, and gates, go to the reference. Under
+    The kernels take float32 and bfloat16, on a GPU float16 too but no gates; all else goes to the reference. Under
     autocast the CPU kernel computes in the weights' dtype, which is what the reference returns there.
 
     Args:
@@ -129,9 +127,13 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     ):
         return y
     dtype = weights.leaf_in_weight.dtype
-    if weights.gated:
-        return reference.fff_forward(x, weights, activation)
-    if x.is_cuda and dtype == x.dtype and dtype is not torch.float64 and _uses_gpu_kernel():
+    if (
+        x.is_cuda
+        and dtype == x.dtype
+        and dtype is not torch.float64
+        and not weights.gated
+        and _uses_gpu_kernel()
+    ):
         from fffconvert.kernels import gpu  # imports Triton
 
         return gpu.fff_forward(x, weights, activation)

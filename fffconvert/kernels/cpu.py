@@ -1,10 +1,10 @@
 """The CPU kernel: `cpu.cpp`, built on first use, as operators that autograd and `torch.compile` know.
 
 Built against PyTorch's stable C++ interface and a few small headers of c10, which compile in seconds, with
-whatever C++ compiler the machine has, for the very processor it runs on. The library is kept in the user's cache under a name that
-says what it was built from, so a new PyTorch, another processor or an edited source never meet an old
-build. Builders write beside it and rename: several processes may start at once, and one that is killed
-leaves nothing that another would wait for.
+whatever C++ compiler the machine has, for the very processor it runs on. The library is kept in the user's
+cache under a name that says what it was built from, so a new PyTorch, another processor or an edited source
+never meet an old build. Builders write beside it and rename: several processes may start at once, and one that
+is killed leaves nothing that another would wait for.
 """
 
 from __future__ import annotations
@@ -151,12 +151,14 @@ def _fake_fff(x: Tensor, *_: Any) -> Tensor:
 
 def _fake_train(x: Tensor, weights: list[Tensor], depth: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     w = FFFWeights(*weights)
-    trees, _leaves, width, _d_model = w.leaf_in_weight.shape
+    trees, _leaves, rows, _d_model = w.leaf_in_weight.shape
     trunk = w.trunk_in_weight.shape[0]
-    neurons = trees * (width + (depth if w.emitting else 0)) + trunk
+    kept = (
+        trees * (rows + (depth if w.emitting else 0)) + trunk
+    )  # pre-activations of a token, those of gates too
     n_tokens = math.prod(x.shape[:-1])
     paths = x.new_empty((trees + (1 if trunk else 0), 2, n_tokens), dtype=torch.int32)
-    return x.new_empty(x.shape), paths, x.new_empty(n_tokens * neurons, dtype=torch.float32)
+    return x.new_empty(x.shape), paths, x.new_empty(n_tokens * kept, dtype=torch.float32)
 
 
 def _differentiable(weights: Sequence[Tensor]) -> list[bool]:
