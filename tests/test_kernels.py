@@ -362,6 +362,62 @@ def in_a_new_process(code: str, *arguments: str, **environment: str) -> subproce
     )
 
 
+BETWEEN_FORBIDDEN_PAGES = """
+import ctypes, mmap, sys
+import torch
+from fffconvert.kernels import FFFWeights, cpu
+cpu.load()
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+kept = []
+
+def guarded(tensor, at_the_end):
+    if not tensor.numel():
+        return tensor
+    page, size = mmap.PAGESIZE, tensor.numel() * tensor.element_size()
+    room = -(-size // page) * page
+    memory = mmap.mmap(-1, room + page)
+    kept.append(memory)
+    forbidden = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + (room if at_the_end else 0)
+    assert protect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) == 0
+    offset = room - size if at_the_end else page
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, offset=offset, count=tensor.numel())
+    return flat.view(tensor.shape).copy_(tensor)
+
+for name, depth, x, weights in torch.load(sys.argv[1]):
+    results = []
+    for place in (None, False, True):
+        put = (lambda t: t) if place is None else (lambda t: guarded(t, place))
+        here, w = put(x), FFFWeights(*map(put, weights))
+        y, *held = torch.ops.fffconvert.fff_train(here, list(w), depth, 0)
+        grads = torch.ops.fffconvert.fff_backward(put(y), here, list(w), *map(put, held), 0, True)
+        with torch.no_grad():
+            short = cpu.infer(here, w, "gelu")
+        results.append([y, torch.ops.fffconvert.fff(here, list(w), 0), *([] if short is None else [short]), *grads])
+    for found in results[1:]:
+        for actual, expected in zip(found, results[0], strict=True):
+            torch.testing.assert_close(actual, expected, equal_nan=True)
+"""
+
+
+@needs_kernel
+def test_reads_no_byte_outside_its_tensors(tmp_path: Path) -> None:
+    """Every tensor just before, and just after, a page that ends the process which touches it."""
+    cases = []
+    for name in ("one_level", "usual_odd", "emitting_wide", "everything", "gated", "gated_everything"):
+        d_model, shape = SHAPES[name]
+        for n_tokens in (1, 11):
+            weights, x = make(d_model, shape), tokens(n_tokens, d_model)
+            x[::5, 0], x[1:2] = torch.inf, torch.nan
+            cases += [
+                (name, shape.depth, x, list(weights)),
+                (name, shape.depth, x.bfloat16(), list(cast(weights, torch.bfloat16))),
+            ]
+    torch.save(cases, tmp_path / "cases.pt")
+    process = in_a_new_process(BETWEEN_FORBIDDEN_PAGES, str(tmp_path / "cases.pt"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
 # ---- The short way, without the dispatcher
 
 
