@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fffconvert import kernels
 from fffconvert.errors import UserError
+from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, FFFWeights, cpu, reference
-from fffconvert.tree import TreeShape
+from fffconvert.tree import GatedTreeShape, TreeShape
 
 AVAILABLE = kernels.status()["cpu"]
 needs_kernel = pytest.mark.skipif(not AVAILABLE.available, reason=AVAILABLE.reason)
@@ -36,6 +42,9 @@ SHAPES = {
     "emitting_wide": (5, TreeShape(depth=4, leaf_width=35, emitting=True)),
     "everything": (33, TreeShape(depth=4, leaf_width=6, trunk=3, trees=3, emitting=True)),
     "deep": (5, TreeShape(depth=13, leaf_width=2, emitting=True)),
+    "gated": (33, GatedTreeShape(depth=3, leaf_width=7)),
+    "gated_wide": (24, GatedTreeShape(depth=1, leaf_width=70)),
+    "gated_everything": (33, GatedTreeShape(depth=4, leaf_width=35, trunk=41, trees=2, emitting=True)),
 }
 shapes = pytest.mark.parametrize(("d_model", "shape"), SHAPES.values(), ids=SHAPES)
 
@@ -44,6 +53,7 @@ def make(d_model: int, shape: TreeShape, seed: int = 0) -> FFFWeights:
     """Random weights; scaled so that pre-activations are of order 1."""
     generator = torch.Generator().manual_seed(seed)
     trees, leaves, nodes, width = shape.trees, shape.n_leaves, shape.n_nodes, shape.leaf_width
+    rows, trunk_rows = shape.n_inputs * width, shape.n_inputs * shape.trunk
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator) / (d_model**0.5 if size[-1] == d_model else 1.0)
@@ -52,12 +62,12 @@ def make(d_model: int, shape: TreeShape, seed: int = 0) -> FFFWeights:
         router_weight=normal(trees, nodes, d_model),
         router_bias=normal(trees, nodes) * 0.1,
         node_out_weight=normal(trees, nodes if shape.emitting else 0, d_model),
-        leaf_in_weight=normal(trees, leaves, width, d_model),
-        leaf_in_bias=normal(trees, leaves, width),
+        leaf_in_weight=normal(trees, leaves, rows, d_model),
+        leaf_in_bias=normal(trees, leaves, rows),
         leaf_out_weight=normal(trees, leaves, width, d_model),
         leaf_out_bias=normal(trees, leaves, d_model),
-        trunk_in_weight=normal(shape.trunk, d_model),
-        trunk_in_bias=normal(shape.trunk),
+        trunk_in_weight=normal(trunk_rows, d_model),
+        trunk_in_bias=normal(trunk_rows),
         trunk_out_weight=normal(shape.trunk, d_model),
     )
 
@@ -158,7 +168,7 @@ def test_ties_go_right(emitting: bool) -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38])
-@pytest.mark.parametrize("name", ["usual_odd", "everything", "deep"])
+@pytest.mark.parametrize("name", ["usual_odd", "everything", "deep", "gated"])
 def test_values_that_are_no_numbers(name: str, value: float) -> None:
     d_model, shape = SHAPES[name]
     weights, x = make(d_model, shape), tokens(40, d_model)
@@ -215,7 +225,7 @@ def test_leading_dimensions(size: tuple[int, ...]) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["usual", "trunk", "everything"])
+@pytest.mark.parametrize("name", ["usual", "trunk", "everything", "gated_everything"])
 def test_bfloat16(name: str) -> None:
     """The budget: at most twice the error that plain PyTorch makes in bfloat16, against float32."""
     d_model, shape = SHAPES[name]
@@ -243,7 +253,13 @@ def test_bfloat16(name: str) -> None:
 @given(
     d_model=st.integers(1, 40),
     shape=st.builds(
-        TreeShape, st.integers(0, 6), st.integers(0, 15), st.integers(0, 9), st.integers(1, 3), st.booleans()
+        lambda gated, *sizes: (GatedTreeShape if gated else TreeShape)(*sizes),
+        st.booleans(),
+        st.integers(0, 6),
+        st.integers(0, 15),
+        st.integers(0, 9),
+        st.integers(1, 3),
+        st.booleans(),
     ),
     n_tokens=st.integers(0, 70),
     seed=st.integers(0, 1000),
@@ -265,7 +281,7 @@ def test_gradcheck_of_the_reference() -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["usual_odd", "everything"])
+@pytest.mark.parametrize("name", ["usual_odd", "everything", "gated"])
 def test_opcheck(name: str) -> None:
     d_model, shape = SHAPES[name]
     weights, x = make(d_model, shape), tokens(6, d_model)
@@ -336,9 +352,6 @@ def test_autocast() -> None:
     assert (mine - truth).abs().mean() <= (plain - truth).abs().mean()
 
 
-# ---- The door
-
-
 def in_a_new_process(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -349,14 +362,180 @@ def in_a_new_process(code: str, *arguments: str, **environment: str) -> subproce
     )
 
 
+BETWEEN_FORBIDDEN_PAGES = """
+import ctypes, mmap, sys
+import torch
+from fffconvert.kernels import FFFWeights, cpu
+cpu.load()
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+kept = []
+
+def guarded(tensor, at_the_end):
+    if not tensor.numel():
+        return tensor
+    page, size = mmap.PAGESIZE, tensor.numel() * tensor.element_size()
+    room = -(-size // page) * page
+    memory = mmap.mmap(-1, room + page)
+    kept.append(memory)
+    forbidden = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + (room if at_the_end else 0)
+    assert protect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) == 0
+    offset = room - size if at_the_end else page
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, offset=offset, count=tensor.numel())
+    return flat.view(tensor.shape).copy_(tensor)
+
+for name, depth, x, weights in torch.load(sys.argv[1]):
+    results = []
+    for place in (None, False, True):
+        put = (lambda t: t) if place is None else (lambda t: guarded(t, place))
+        here, w = put(x), FFFWeights(*map(put, weights))
+        y, *held = torch.ops.fffconvert.fff_train(here, list(w), depth, 0)
+        grads = torch.ops.fffconvert.fff_backward(put(y), here, list(w), *map(put, held), 0, True)
+        with torch.no_grad():
+            short = cpu.infer(here, w, "gelu")
+        results.append([y, torch.ops.fffconvert.fff(here, list(w), 0), *([] if short is None else [short]), *grads])
+    for found in results[1:]:
+        for actual, expected in zip(found, results[0], strict=True):
+            torch.testing.assert_close(actual, expected, equal_nan=True)
+"""
+
+
+@needs_kernel
+def test_reads_no_byte_outside_its_tensors(tmp_path: Path) -> None:
+    """Every tensor just before, and just after, a page that ends the process which touches it."""
+    cases = []
+    for name in ("one_level", "usual_odd", "emitting_wide", "everything", "gated", "gated_everything"):
+        d_model, shape = SHAPES[name]
+        for n_tokens in (1, 11):
+            weights, x = make(d_model, shape), tokens(n_tokens, d_model)
+            x[::5, 0], x[1:2] = torch.inf, torch.nan
+            cases += [
+                (name, shape.depth, x, list(weights)),
+                (name, shape.depth, x.bfloat16(), list(cast(weights, torch.bfloat16))),
+            ]
+    torch.save(cases, tmp_path / "cases.pt")
+    process = in_a_new_process(BETWEEN_FORBIDDEN_PAGES, str(tmp_path / "cases.pt"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+# ---- The short way, without the dispatcher
+
+
+@needs_kernel
+@shapes
+@pytest.mark.parametrize("n_tokens", [0, 1, 7])
+def test_short_way_equals_the_operator(d_model: int, shape: TreeShape, n_tokens: int) -> None:
+    weights, x = make(d_model, shape), tokens(n_tokens, d_model)
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            y = cpu.infer(x, weights, "gelu")
+            assert y is not None
+            assert not y.requires_grad
+            assert torch.equal(y, cpu.fff_forward(x, weights, "gelu"))
+
+
+def wrong(weights: FFFWeights, x: Tensor) -> dict[str, tuple[Tensor, FFFWeights]]:
+    wide = torch.stack([weights.leaf_in_weight] * 2, -1)[..., 0]
+    return {
+        "x_not_contiguous": (torch.stack([x] * 2, -1)[..., 0], weights),
+        "weights_not_contiguous": (x, weights._replace(leaf_in_weight=wide)),
+        "bfloat16": (x.bfloat16(), cast(weights, torch.bfloat16)),
+        "two_dtypes": (x, cast(weights, torch.bfloat16)),
+        "meta": (x.to("meta"), FFFWeights(*(w.to("meta") for w in weights))),
+        "other_width": (x[:, 1:].contiguous(), weights),
+        "nine_weights": (x, weights[:9]),  # type: ignore[dict-item]
+        "no_tensor": (x, weights._replace(leaf_out_bias=None)),  # type: ignore[arg-type]
+    }
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", wrong(make(*SHAPES["usual_odd"]), tokens(2, 33)))
+def test_short_way_leaves_to_the_operator(name: str) -> None:
+    x, weights = wrong(make(*SHAPES["usual_odd"]), tokens(2, 33))[name]
+    with torch.no_grad():
+        assert cpu.infer(x, weights, "gelu") is None
+
+
+@needs_kernel
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace` is deprecated")
+def test_short_way_hides_from_nobody() -> None:
+    """Whoever watches or rewrites operators meets the operator."""
+    weights, x = make(*SHAPES["usual_odd"]), tokens(4, 33)
+    expected = reference.fff_forward(x, weights, "gelu")
+
+    def layer(x: Tensor) -> Tensor:
+        return kernels.fff_forward(x, weights, "gelu")
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    class SeenFunctions(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        layer(x)  # the first call decides
+        for mode in (Seen, SeenFunctions):
+            names: list[str] = []
+            with mode():
+                layer(x)
+            assert "fffconvert.fff.default" in names
+        with torch.profiler.profile() as profile:
+            layer(x)
+        assert "fffconvert::fff" in {event.name for event in profile.events()}
+        graph = make_fx(layer)(x)
+        assert "fffconvert.fff" in graph.code
+        other = tokens(4, 33, seed=5)
+        torch.testing.assert_close(graph(other), layer(other))
+        torch.testing.assert_close(torch.jit.trace(layer, (x,), check_trace=False)(other), layer(other))
+        torch.testing.assert_close(layer(x.detach().requires_grad_()), expected)
+        torch.testing.assert_close(layer(torch._neg_view(-x)), expected)  # its memory holds -x
+        with pytest.raises(RuntimeError, match="Batching rule"):
+            torch.func.vmap(layer)(x[:, None])
+
+
+@needs_kernel
+def test_short_way_reads_the_weights_of_the_moment() -> None:
+    """Nothing is remembered: weights changed, exchanged, moved to another dtype and back are those that serve."""
+    layer, x = FFF(TreeShape(3, 4), 33, "gelu"), tokens(2, 33)
+
+    def agrees() -> None:
+        with torch.no_grad():
+            ours, plain = layer(x), reference.fff_forward(x, layer.weights, layer.activation)
+        torch.testing.assert_close(ours, plain)
+
+    agrees()
+    for parameter in layer.parameters():
+        parameter.data = parameter.data * 2
+    agrees()
+    layer.load_state_dict({name: -value for name, value in layer.state_dict().items()}, assign=True)
+    agrees()
+    layer.double().float()
+    agrees()
+    layer.leaf_out_bias = torch.nn.Parameter(torch.ones_like(layer.leaf_out_bias))
+    agrees()
+    layer = copy.deepcopy(layer).bfloat16()
+    with torch.no_grad():
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+# ---- The door
+
+
 @pytest.fixture
-def undecided(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The door as a new process finds it."""
+    kernels._wanted.cache_clear()
     monkeypatch.setattr(kernels, "_decided", None)
     monkeypatch.setattr(kernels, "_cpu", None)
     monkeypatch.setattr(cpu, "_loaded", False)
+    monkeypatch.setattr(cpu, "_infer", None)
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
-    return monkeypatch
+    yield monkeypatch
+    kernels._wanted.cache_clear()
 
 
 @pytest.fixture
@@ -402,6 +581,16 @@ def test_the_reference_by_name(undecided: pytest.MonkeyPatch) -> None:
     undecided.setenv(kernels.VARIABLE, "reference")
     undecided.setattr(cpu, "load", lambda: pytest.fail("built what nobody asked for"))
     assert torch.equal(kernels.fff_forward(x, weights, "gelu"), reference.fff_forward(x, weights, "gelu"))
+
+
+def test_the_name_is_read_once(undecided: pytest.MonkeyPatch) -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    weights, x = make(d_model, shape), tokens(5, d_model)
+    undecided.setenv(kernels.VARIABLE, "reference")
+    first = kernels.fff_forward(x, weights, "gelu")
+    undecided.setenv(kernels.VARIABLE, "misspelt")
+    assert torch.equal(kernels.fff_forward(x, weights, "gelu"), first)
+    assert not kernels._uses_gpu_kernel()
 
 
 def test_importing_builds_nothing(tmp_path: Path) -> None:

@@ -52,12 +52,12 @@ def _load_cpu() -> Implementation:
         cpu.load()
     except cpu.Unavailable as error:
         return Implementation("cpu", False, str(error))
-    return Implementation(
-        "cpu", True, f"float32 and bfloat16, neurons without gates; built as {cpu.library_path()}"
-    )
+    return Implementation("cpu", True, f"float32 and bfloat16; built as {cpu.library_path()}")
 
 
+@cache
 def _wanted() -> str:
+    """What `FFFCONVERT_KERNEL` named when it was first read."""
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in ("auto", "reference", "cpu", "gpu"):
         raise UserError(f"{VARIABLE} is {wanted!r}; expected auto, reference, cpu or gpu")
@@ -104,7 +104,7 @@ def status() -> dict[str, Implementation]:
 def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     """A fast feedforward layer, by the fastest implementation that serves here.
 
-    The kernels take float32 and bfloat16, on a GPU float16 too; all else, and gates, go to the reference. Under
+    The kernels take float32 and bfloat16, on a GPU float16 too but no gates; all else goes to the reference. Under
     autocast the CPU kernel computes in the weights' dtype, which is what the reference returns there.
 
     Args:
@@ -118,10 +118,22 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     Raises:
         UserError: Where `FFFCONVERT_KERNEL` names what cannot serve.
     """
+    if (
+        not torch.compiler.is_dynamo_compiling()
+        and _decided
+        and type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and (y := cpu.infer(x, weights, activation)) is not None
+    ):
+        return y
     dtype = weights.leaf_in_weight.dtype
-    if weights.gated:
-        return reference.fff_forward(x, weights, activation)
-    if x.is_cuda and dtype == x.dtype and dtype is not torch.float64 and _uses_gpu_kernel():
+    if (
+        x.is_cuda
+        and dtype == x.dtype
+        and dtype is not torch.float64
+        and not weights.gated
+        and _uses_gpu_kernel()
+    ):
         from fffconvert.kernels import gpu  # imports Triton
 
         return gpu.fff_forward(x, weights, activation)

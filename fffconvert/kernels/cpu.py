@@ -1,14 +1,15 @@
 """The CPU kernel: `cpu.cpp`, built on first use, as operators that autograd and `torch.compile` know.
 
-Built against PyTorch's stable C++ interface, which compiles in seconds, with whatever C++ compiler the
-machine has, for the very processor it runs on. The library is kept in the user's cache under a name that
-says what it was built from, so a new PyTorch, another processor or an edited source never meet an old
-build. Builders write beside it and rename: several processes may start at once, and one that is killed
-leaves nothing that another would wait for.
+Built against PyTorch's stable C++ interface and a few small headers of c10, which compile in seconds, with
+whatever C++ compiler the machine has, for the very processor it runs on. The library is kept in the user's
+cache under a name that says what it was built from, so a new PyTorch, another processor or an edited source
+never meet an old build. Builders write beside it and rename: several processes may start at once, and one that
+is killed leaves nothing that another would wait for.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 import os
@@ -17,7 +18,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ _NUMBERS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2, "silu":
 
 _lock = threading.Lock()
 _loaded = False
+_infer: Callable[..., bool] | None = None
 
 
 class Unavailable(Exception):
@@ -109,7 +112,7 @@ def load() -> None:
     Raises:
         Unavailable: Where they can be neither built nor loaded.
     """
-    global _loaded
+    global _infer, _loaded
     with _lock:
         if _loaded:
             return
@@ -121,7 +124,22 @@ def load() -> None:
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise Unavailable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         _register()
+        _infer = _short_way(library)
         _loaded = True
+
+
+def _short_way(library: Path) -> Callable[..., bool] | None:
+    """`fffconvert_infer` of the library, where PyTorch lets C see its tensors."""
+    exported = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if exported is None:
+        return None
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+    api = ctypes.c_void_p(pointer(exported, b"dlpack_exchange_api"))
+    infer = ctypes.PyDLL(str(library)).fffconvert_infer
+    tensor = ctypes.py_object
+    infer.argtypes, infer.restype = [ctypes.c_void_p, tensor, tensor, ctypes.c_int64, tensor], ctypes.c_bool
+    return partial(infer, api)
 
 
 # ---- What autograd and torch.compile must know
@@ -133,12 +151,14 @@ def _fake_fff(x: Tensor, *_: Any) -> Tensor:
 
 def _fake_train(x: Tensor, weights: list[Tensor], depth: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     w = FFFWeights(*weights)
-    trees, _leaves, width, _d_model = w.leaf_in_weight.shape
+    trees, _leaves, rows, _d_model = w.leaf_in_weight.shape
     trunk = w.trunk_in_weight.shape[0]
-    neurons = trees * (width + (depth if w.emitting else 0)) + trunk
+    kept = (
+        trees * (rows + (depth if w.emitting else 0)) + trunk
+    )  # pre-activations of a token, those of gates too
     n_tokens = math.prod(x.shape[:-1])
     paths = x.new_empty((trees + (1 if trunk else 0), 2, n_tokens), dtype=torch.int32)
-    return x.new_empty(x.shape), paths, x.new_empty(n_tokens * neurons, dtype=torch.float32)
+    return x.new_empty(x.shape), paths, x.new_empty(n_tokens * kept, dtype=torch.float32)
 
 
 def _differentiable(weights: Sequence[Tensor]) -> list[bool]:
@@ -180,6 +200,18 @@ def _register() -> None:
 
 
 # ---- Use
+
+
+def infer(x: Tensor, weights: FFFWeights, activation: str) -> Tensor | None:
+    """`fff_forward` without gradients and without the dispatcher, whose call costs more than a token does.
+
+    None where it would be missed or the kernel has to be asked in another way: a dtype other than float32, memory
+    that is not contiguous or not a CPU's, tracing, transformations, modes, wrong shapes.
+    """
+    if _infer is None or x.is_neg():  # memory that holds -x
+        return None
+    y = torch.empty_like(x)
+    return y if _infer(x, weights, _NUMBERS[activation], y) else None
 
 
 def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
