@@ -123,8 +123,6 @@ def benchmark(
         if others and sizes:
             ids = random_ids(model.config, 2, 16)
             in_onnx, absent = onnx.prepare(dense, model, ids, Path(folder))
-        if others and gated(model, family):
-            absent["converted compiled"] = "neurons with gates run on the reference, which does not compile"
         stack.enter_context(torch.inference_mode())
         layer_inputs = inputs_of_middle_layer(model, family, max(layer_tokens, default=1))
         for threads, size in track(settings, "Measuring latency"):
@@ -134,9 +132,7 @@ def benchmark(
                     rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
                     continue
                 ids = random_ids(model.config, *size)
-                runs = model_runs(
-                    models, ids, [name for name in COMPILED if others and f"{name} compiled" not in absent]
-                )
+                runs = model_runs(models, ids, list(COMPILED) if others else [])
                 runs |= {name: onnx.run(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
     return Latency(machine_name(), rows, absent)
@@ -218,11 +214,6 @@ def runs_of_layer(dense: Callable[[Tensor], Tensor], fff: FFF, x: Tensor, others
     if others:
         runs["dense compiled"] = compiled(dense, x)
     return runs
-
-
-def gated(model: PreTrainedModel, family: Family) -> bool:
-    """Whether the neurons of a converted model have gates."""
-    return cast(FFF, ffn_inputs_of(model, family)[0]).weights.gated
 
 
 def model_runs(models: dict[str, PreTrainedModel], ids: Tensor, to_compile: list[str]) -> dict[str, Run]:
