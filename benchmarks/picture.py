@@ -1,6 +1,6 @@
 """Draws the README's pictures: quality against active neurons, latency beside the limit, students over tasks.
 
-python benchmarks/picture.py benchmarks/results/minilm-sst2.json benchmarks/results/minilm-sst2.svg
+python benchmarks/picture.py benchmarks/results/minilm-glue.json benchmarks/results/minilm-glue.svg
 """
 
 from __future__ import annotations

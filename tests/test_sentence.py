@@ -52,7 +52,7 @@ def test_it_converts_distils_loads_and_is_judged(encoder, glue, tmp_path, monkey
     text.write_text("\n".join(sentences(120)), encoding="utf-8")
     shape = ("--depth", 2, "--leaf-width", 2, "--calibration-tokens", 500)
     run("convert", encoder, student, "--calibration", text, *shape)
-    run("distill", student, distilled, "--teacher", encoder, "--text", text, "--learning-rate", 1e-2)
+    run("distill", student, distilled, "--teacher", encoder, "--text", text, "--learning-rate", 1e-3)
     model, teacher = (
         st.SentenceTransformer(str(distilled), device="cpu"),
         st.SentenceTransformer(encoder, device="cpu"),
