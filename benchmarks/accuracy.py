@@ -61,20 +61,7 @@ def measure(arguments: argparse.Namespace, task: str) -> list[dict[str, Any]]:
         for name in missing:
             stages.make_student(name, *students[name])
     reports = {name: read_report(str(work / name)) for name in arguments.students}
-    return table_of(scores_of_teacher(reports), reports)
-
-
-def scores_of_teacher(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the reports of its students say of a teacher."""
-    found = next(iter(reports.values()))["scores"]
-    return {
-        "active_neurons": float(found["dense_neurons"]),
-        "share": 1.0,
-        "score": found["teacher_score"],
-        "retention": 1.0,
-        "agreement": 1.0,
-        "hidden_error": 0.0,
-    }
+    return table_of(reports)
 
 
 def teacher_of(arguments: argparse.Namespace, task: str) -> Path:

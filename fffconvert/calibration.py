@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from random import Random
 
@@ -66,14 +67,22 @@ class Calibration:
         inputs: The inputs of every FFN, first layer to last: `(n_tokens, d_model)` float32 on the CPU, the
             same tokens in each; padding is never among them. Of an FFN that layers share (ALBERT) those of all
             its uses, `(n_tokens * n_uses, d_model)`.
-        sensitivities: Of every FFN, what its errors cost (see `sensitivities`): `(d_model, d_model)`.
         n_tokens: Tokens of the text that were kept.
+        model: The dense model.
+        seed: Of what is drawn.
     """
 
     batches: list[Batch]
     inputs: list[Tensor]
-    sensitivities: list[Tensor]
     n_tokens: int
+    model: PreTrainedModel
+    seed: int
+
+    @cached_property
+    def sensitivities(self) -> list[Tensor]:
+        """Of every FFN, what its errors cost, `(d_model, d_model)`; computed when first asked for."""
+        places = ffn_outputs_of(self.model, family_of(self.model.config))
+        return sensitivities(self.model, places, self.batches, self.seed)
 
     def heard_in(self, model: PreTrainedModel, place: nn.Module, description: str) -> Tensor:
         """The inputs of one module of another model, for the same tokens: `(n_tokens, d_model)`."""
@@ -109,14 +118,10 @@ def calibrate(
         raise UserError("the calibration text is empty; expected at least one line of text")
     limit = readable_length(tokenizer, model.config, max_length)
     batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
-    family = family_of(model.config)
+    places = ffn_inputs_of(model, family_of(model.config))
     n_tokens = min(n_tokens, sum(int(batch["attention_mask"].sum()) for batch in batches))
-    return Calibration(
-        batches,
-        hear(model, ffn_inputs_of(model, family), batches, n_tokens, "Reading calibration text"),
-        sensitivities(model, ffn_outputs_of(model, family), batches, seed),
-        n_tokens,
-    )
+    inputs = hear(model, places, batches, n_tokens, "Reading calibration text")
+    return Calibration(batches, inputs, n_tokens, model, seed)
 
 
 def batches_of(
@@ -203,7 +208,7 @@ def sensitivities(
         seed: Of the projections.
     """
     generator = torch.Generator().manual_seed(seed)
-    totals = [0.0 * torch.eye(1)] * len(places)
+    totals = [torch.zeros(()) for _ in places]
     ends = accumulate(int(batch["attention_mask"].sum()) for batch in batches)
     few = batches[: bisect_left(list(ends), SENSITIVITY_TOKENS) + 1]
     with evaluating(model), torch.enable_grad(), differentiable(places) as outputs:

@@ -122,9 +122,11 @@ def build(
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)
     student = untrained_student(model, family, tree)
+    weighted = tree.linear and init != "random"  # else nobody asks, and they take a backward pass
+    sensitivities = calibration.sensitivities if weighted else [None] * len(ffns)
     fits = []
     for number, (ffn, place, theirs, sensitivity) in enumerate(
-        zip(ffns, ffn_inputs_of(student, family), calibration.inputs, calibration.sensitivities, strict=True)
+        zip(ffns, ffn_inputs_of(student, family), calibration.inputs, sensitivities, strict=True)
     ):
         target, ours = ffn.in_chunks(theirs), theirs
         if len(theirs) == calibration.n_tokens:

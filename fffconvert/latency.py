@@ -132,7 +132,7 @@ def benchmark(
                     rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
                     continue
                 ids = random_ids(model.config, *size)
-                runs = model_runs(models, ids, list(COMPILED) if others else [])
+                runs = model_runs(models, ids, others)
                 runs |= {name: onnx.run(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
     return Latency(machine_name(), rows, absent)
@@ -216,10 +216,12 @@ def runs_of_layer(dense: Callable[[Tensor], Tensor], fff: FFF, x: Tensor, others
     return runs
 
 
-def model_runs(models: dict[str, PreTrainedModel], ids: Tensor, to_compile: list[str]) -> dict[str, Run]:
-    """Whole models, some compiled as well, ready to be timed on `ids` `(batch, length)`."""
+def model_runs(models: dict[str, PreTrainedModel], ids: Tensor, others: bool) -> dict[str, Run]:
+    """Whole models, some with `others` compiled as well, ready to be timed on `ids` `(batch, length)`."""
     runs: dict[str, Run] = {name: _call(model, ids) for name, model in models.items()}
-    return runs | {f"{name} compiled": compiled(models[name], ids) for name in to_compile}
+    if others:
+        runs |= {f"{name} compiled": compiled(models[name], ids) for name in COMPILED}
+    return runs
 
 
 def compiled(function: Callable[..., object], x: Tensor) -> Run:
