@@ -1,7 +1,7 @@
 """What the FFN is worth, and how much of it a converted model keeps: GLUE tasks, every control, one table.
 
     python -m benchmarks.accuracy WORK RESULTS.json --model MODEL --data-dir GLUE [--task sst2 --task cola ...]
-        [--depth 7] [--leaf-width 12] [--students removed,converted] [--rows 12000] [--seed 0]
+        [--depth 7] [--leaf-width 12] [--students removed,converted] [--rows 12000] [--epochs 4] [--seed 0]
 
 For each task this fine-tunes a teacher (once: other shapes and seeds find it in WORK), then converts, distils and
 scores one student after the other, all with the same data, steps, schedule and loss. What is done is not done again:
@@ -32,7 +32,7 @@ from fffconvert.pipeline import (
     table_of,
 )
 
-EPOCHS = {"sst2": 2, "mrpc": 4, "cola": 4, "stsb": 4, "mnli": 2}  # of the teacher; half as many of a student
+EPOCHS = {"sst2": 2, "mrpc": 4, "cola": 4, "stsb": 4, "mnli": 2}  # of the teacher
 TEACHER_ROWS = 20_000
 CONTROLS = ("removed", "narrow", "random", "neurons")
 FIGURES = ("before_distillation", "score", "retention", "agreement", "hidden_error", "value_kept")
@@ -42,16 +42,18 @@ def measure(arguments: argparse.Namespace, task: str) -> list[dict[str, Any]]:
     """The rows of one task: the teacher and the students asked for."""
     teacher = teacher_of(arguments, task)
     shape = TreeShape(arguments.depth, arguments.leaf_width)
+    epochs = arguments.epochs or EPOCHS[task] // 2
     recipe = Recipe(
         model=str(teacher),
         task=task,
         tree=shape,
         train_rows=arguments.rows,
-        distill=Training(epochs=EPOCHS[task] // 2),
+        distill=Training(epochs=epochs),
         controls=CONTROLS,
         seed=arguments.seed,
     )
-    work = arguments.work / task / f"depth{shape.depth}-width{shape.leaf_width}-seed{arguments.seed}"
+    run = f"depth{shape.depth}-width{shape.leaf_width}-rows{arguments.rows}-epochs{epochs}-seed{arguments.seed}"
+    work = arguments.work / task / run
     work.mkdir(exist_ok=True)
     missing = [name for name in arguments.students if not (work / name).exists()]
     if missing:
@@ -121,6 +123,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=7)
     parser.add_argument("--leaf-width", type=int, default=12)
     parser.add_argument("--rows", type=int, default=12_000, help="that a student is distilled on, at most")
+    parser.add_argument("--epochs", type=int, help="of a student; not given, half as many as its teacher had")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     tasks = {}
