@@ -52,7 +52,9 @@ def measure(arguments: argparse.Namespace, task: str) -> list[dict[str, Any]]:
         controls=CONTROLS,
         seed=arguments.seed,
     )
-    run = f"depth{shape.depth}-width{shape.leaf_width}-rows{arguments.rows}-epochs{epochs}-seed{arguments.seed}"
+    run = (
+        f"depth{shape.depth}-width{shape.leaf_width}-rows{arguments.rows}-epochs{epochs}-seed{arguments.seed}"
+    )
     work = arguments.work / task / run
     work.mkdir(exist_ok=True)
     missing = [name for name in arguments.students if not (work / name).exists()]
