@@ -267,8 +267,8 @@ def save(
     """Writes a model as a folder that stock `transformers` loads.
 
     The folder holds `model.safetensors`, `config.json`, the tokenizer's files and, where the model came with
-    them, those that sentence-transformers reads; for a converted model also `recipe.yaml`, `report.json`
-    and the model card `README.md`.
+    them, those that sentence-transformers reads, the model card `README.md`, and for a converted model also
+    `recipe.yaml` and `report.json`.
 
     Args:
         loaded: The model, its tokenizer, and the name of the model that it was made from.
@@ -296,10 +296,9 @@ def save(
         if report is not None:
             report = {**report, "versions": versions()}
             (beside / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        if modeling.is_converted(loaded.model.config):
-            (beside / "README.md").write_text(
-                str(model_card(loaded, folder.name, report or {})), encoding="utf-8"
-            )
+        converted = modeling.is_converted(loaded.model.config)
+        card = model_card(loaded, folder.name, report or {}) if converted else dense_card(loaded, folder.name)
+        (beside / "README.md").write_text(str(card), encoding="utf-8")
 
 
 def read_report(folder: str) -> dict[str, Any]:
@@ -334,8 +333,7 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
         model_name=name,
         library_name="sentence-transformers" if sentence else "transformers",
         tags=["fffconvert", "fast-feedforward"],
-        license=license_of(loaded.name),
-        base_model=None if Path(loaded.name).exists() else loaded.name,
+        **origin_of(loaded.name),
         pipeline_tag=tag,
         datasets=["nyu-mll/glue"] if scores and scores["task"] in TASKS else None,
         eval_results=eval_results(scores, tag) if scores else None,
@@ -384,10 +382,20 @@ def eval_results(scores: dict[str, Any], pipeline_tag: str) -> list[EvalResult]:
     ]
 
 
-def license_of(name: str) -> str | None:
-    """The licence that the original model's card states; none where it has no card."""
+def dense_card(loaded: Loaded, name: str) -> ModelCard:
+    """The card of a fine-tuned dense model: what it came from, so that what is made of it can say so too."""
+    data = ModelCardData(model_name=name, library_name="transformers", **origin_of(loaded.name))
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\nFine-tuned with fffconvert.\n")
+
+
+def origin_of(name: str) -> dict[str, str | None]:
+    """The model of the Hub that a model goes back to, and its licence, as far as the cards on the way tell."""
+    folder = Path(name)
+    base = None if folder.exists() else name
     try:
-        card = ModelCard.load(str(Path(name) / "README.md") if Path(name).is_dir() else name)
-        return cast(str | None, card.data.get("license"))
-    except Exception:  # noqa: BLE001 - a card is a courtesy: whatever is wrong with it, there is no licence to state
-        return None
+        data = ModelCard.load(str(folder / "README.md") if folder.is_dir() else name).data
+    except Exception:  # noqa: BLE001 - a card is a courtesy: whatever is wrong with it, it states nothing
+        return {"base_model": base, "license": None}
+    if folder.is_dir() and isinstance(data.get("base_model"), str):
+        base = data.get("base_model")
+    return {"base_model": base, "license": cast(str | None, data.get("license"))}

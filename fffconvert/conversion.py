@@ -21,10 +21,11 @@ from fffconvert.calibration import (
     evaluating,
     readable_length,
 )
+from fffconvert.display import say
 from fffconvert.errors import UserError
 from fffconvert.families import Family, base_of, family_of, ffn_inputs_of, read_ffns, replace_projections
 from fffconvert.fff import FFF
-from fffconvert.fit import Init, fit_layer
+from fffconvert.fit import FEWEST_TOKENS, Init, fit_layer
 from fffconvert.int8 import Int8Linear
 from fffconvert.kernels import FFFWeights
 from fffconvert.modeling import (
@@ -105,8 +106,19 @@ def convert(
         UserError: For a model that cannot be converted, no text, or a shape that the model cannot fill.
     """
     refuse_converted(model.config)
+    check_leaves(tree, init, calibration_tokens)
     calibration = calibrate(model, tokenizer, texts, calibration_tokens, seed, max_length)
     return build(model, calibration, tree, init, seed)
+
+
+def check_leaves(tree: TreeShape, init: Init, n_tokens: int) -> None:
+    """Raises a `UserError` for more leaves than tokens to calibrate on; random trees are grown on nothing."""
+    if init != "random" and tree.n_leaves > n_tokens:
+        raise UserError(
+            f"a tree of depth {tree.depth} has {tree.n_leaves:,} leaves and there are {n_tokens:,} tokens to "
+            f"calibrate on; expected a depth of at most {max(1, n_tokens // FEWEST_TOKENS).bit_length() - 1}, "
+            "or more calibration tokens"
+        )
 
 
 def build(
@@ -121,6 +133,11 @@ def build(
     family = family_of(model.config)
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)
+    if init != "random" and tree.n_leaves * FEWEST_TOKENS > calibration.n_tokens:
+        say(
+            f"Of {tree.n_leaves:,} leaves most will have fewer than {FEWEST_TOKENS} of the {calibration.n_tokens:,} "
+            "calibration tokens, and are fitted on their neighbours' too"
+        )
     student = untrained_student(model, family, tree)
     weighted = tree.linear and init != "random"  # else nobody asks, and they take a backward pass
     sensitivities = calibration.sensitivities if weighted else [None] * len(ffns)

@@ -12,10 +12,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.dense import DenseFFN
-from fffconvert.display import say
-from fffconvert.errors import UserError
 from fffconvert.families import family_of, read_ffns
-from fffconvert.fit import FEWEST_TOKENS, Init, fit_layer
+from fffconvert.fit import Init, fit_layer
 from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
 from fffconvert.tree import TreeShape
 
@@ -117,31 +115,6 @@ def estimate(
         bytes_after=after * itemsize,
         memory_bytes=(before + after) * itemsize + max(2 * inputs, inputs + 3 * after * 4 * trained),
         seconds=times(dense, student, ffns[0], tree, init, work, n_uses),
-    )
-
-
-def check_leaves(tree: TreeShape, init: Init, n_tokens: int) -> None:
-    """Refuses a tree that has not a token for each leaf, and says so where a leaf will have few of its own.
-
-    Args:
-        tree: The shape that was asked for.
-        init: What is clustered; random trees are grown on nothing.
-        n_tokens: Tokens to calibrate on.
-
-    Raises:
-        UserError: For more leaves than tokens.
-    """
-    if init == "random" or tree.n_leaves * FEWEST_TOKENS <= n_tokens:
-        return
-    leaves = f"a tree of depth {tree.depth} has {tree.n_leaves:,} leaves"
-    if tree.n_leaves > n_tokens:
-        raise UserError(
-            f"{leaves} and there are {n_tokens:,} tokens to calibrate on; expected a depth of at most "
-            f"{max(1, n_tokens // FEWEST_TOKENS).bit_length() - 1}, or more calibration tokens"
-        )
-    say(
-        f"{leaves[0].upper()}{leaves[1:]}: with {n_tokens:,} calibration tokens most have fewer than "
-        f"{FEWEST_TOKENS} of their own, and are fitted on their neighbours' too"
     )
 
 

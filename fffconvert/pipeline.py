@@ -28,12 +28,12 @@ from fffconvert.checkpoint import (
     refuse_existing,
     save,
 )
-from fffconvert.conversion import build
+from fffconvert.conversion import build, check_leaves
 from fffconvert.data import Data, asked_for, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import UserError
-from fffconvert.estimate import Estimate, Work, check_leaves, estimate
+from fffconvert.estimate import Estimate, Work, estimate
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
 from fffconvert.fit import Init

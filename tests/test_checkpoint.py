@@ -93,6 +93,21 @@ def test_the_card_has_the_licence_of_the_original(licence, expected, classifier,
     assert card.data.base_model is None, "a folder is no model of the Hub"
 
 
+def test_a_teacher_hands_on_what_its_card_says_of_its_origin(classifier, folder_of, tmp_path):
+    folder = folder_of(classifier)
+    card = "---\nbase_model: user/dense\nlicense: mit\n---\n# A model\n"
+    Path(folder, "README.md").write_text(card, encoding="utf-8")
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    save(load(folder), teacher)
+    save(
+        Loaded(str(teacher), converted("BertForSequenceClassification"), load(str(teacher)).tokenizer),
+        student,
+    )
+    for made in (teacher, student):
+        data = ModelCard.load(made / "README.md").data
+        assert (data.base_model, data.license) == ("user/dense", "mit"), made.name
+
+
 @pytest.mark.parametrize(("task", "dataset"), [("sst2", "nyu-mll/glue"), ("reviews.csv", "reviews.csv")])
 def test_the_cards_results_name_their_data(task, dataset, tokenizer):
     loaded = Loaded("user/dense", converted("BertForSequenceClassification"), tokenizer)
@@ -113,7 +128,7 @@ def test_a_converted_model_is_a_smaller_file_and_loads_as_it_was(tokenizer, tmp_
     save(Loaded("user/dense", model, tokenizer), tmp_path / "made")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("made", "dense")]
     assert sizes[0] < sizes[1]
-    assert not (tmp_path / "dense" / "README.md").exists(), "a dense model has its own card"
+    assert ModelCard.load(tmp_path / "dense" / "README.md").data.base_model == "user/dense"
     again = load(str(tmp_path / "made")).model
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.no_grad():

@@ -100,3 +100,21 @@ def test_removed_is_no_better_than_the_mean(
 ) -> None:
     errors = [fit.error for fit in converted(classifier, tokenizer, shape=REMOVED).layers]
     assert min(errors) >= 1  # 1 with the held-out tokens' own mean, which is unknown
+
+
+def test_more_leaves_than_tokens_are_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UserError, match="depth 9 has 512 leaves and there are 300 tokens .* at most 3, or"):
+        converted(classifier, tokenizer, shape=TreeShape(depth=9, leaf_width=1))
+
+
+def test_says_where_leaves_have_few_tokens_of_their_own(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    converted(classifier, tokenizer, shape=TreeShape(depth=5, leaf_width=1))
+    assert "Of 32 leaves most will have fewer than 32" in " ".join(capsys.readouterr().err.split())
+    converted(classifier, tokenizer, shape=TreeShape(depth=5, leaf_width=1), init="random")
+    assert "leaves" not in capsys.readouterr().err
