@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
 
 from fffconvert.errors import first_line
 from fffconvert.export import export_onnx
 
 DENSE, DENSE_INT8, CONVERTED = NAMES = ("ONNX Runtime", "ONNX Runtime int8", "converted ONNX Runtime")
+UNMASKED = "fffconvert-unmasked"
 CLOSE = 1e-3  # of outputs, which are of order 1
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
@@ -75,10 +77,37 @@ def write_optimized(model: PreTrainedModel, file: Path) -> None:
     if model.dtype != torch.float32:
         raise ValueError(f"graphs are float32, this model is {model.dtype}")
     plain = file.with_suffix(".plain.onnx")
-    export_onnx(model, plain, inputs=("input_ids",))
+    with recognized_attention(model):
+        export_onnx(model, plain, inputs=("input_ids",))
     heads, width = model.config.num_attention_heads, model.config.hidden_size
     optimized = optimize_model(str(plain), model_type="bert", num_heads=heads, hidden_size=width)
     optimized.save_model_to_file(str(file))
+
+
+def unmasked_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+) -> tuple[Tensor, None]:
+    """Attention spelt as ONNX Runtime's optimizer knows it, all `(n_texts, n_heads, n_tokens, d_head)`.
+
+    Masks are left out: it knows none that `transformers` makes, and no text that is timed is padded.
+    """
+    scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+@contextlib.contextmanager
+def recognized_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model attend by `unmasked_attention` for a while, where it takes other attention than its own."""
+    before = model.config._attn_implementation
+    windowed = any(getattr(model.config, name, None) for name in ("sliding_window", "local_attention"))
+    if not windowed:
+        AttentionInterface.register(UNMASKED, unmasked_attention)
+        AttentionMaskInterface.register(UNMASKED, lambda *_args, **_kwargs: None)
+        model.set_attn_implementation(UNMASKED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def write_int8(file: Path, output: Path) -> None:

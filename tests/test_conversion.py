@@ -105,7 +105,7 @@ def test_removed_is_no_better_than_the_mean(
 def test_more_leaves_than_tokens_are_refused(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(UserError, match="depth 9 has 512 leaves and there are 300 tokens .* at most 3, or"):
+    with pytest.raises(UserError, match=r"depth 9 has 512 leaves and there are 300 tokens .* at most 3, or"):
         converted(classifier, tokenizer, shape=TreeShape(depth=9, leaf_width=1))
 
 

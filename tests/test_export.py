@@ -112,6 +112,17 @@ def test_the_benchmark_times_both_models_as_they_are(graphs):
 
 
 @pytest.mark.xdist_group("graphs")
+@pytest.mark.parametrize("name", ["ONNX-Runtime", "converted-ONNX-Runtime"])
+def test_onnx_runtime_recognizes_attention_in_what_is_timed(graphs, name):
+    import onnx as onnx_format
+
+    dense, model, folder, _ = graphs
+    operators = [node.op_type for node in onnx_format.load(folder / f"{name}.onnx").graph.node]
+    assert operators.count("Attention") == dense.config.num_hidden_layers
+    assert onnx.UNMASKED not in (dense.config._attn_implementation, model.config._attn_implementation)
+
+
+@pytest.mark.xdist_group("graphs")
 def test_a_graph_of_standard_operators_gives_what_pytorch_gives(graphs):
     import onnx as onnx_format
 
