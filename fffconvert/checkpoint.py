@@ -329,11 +329,13 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
     scores = report.get("scores")
     tag = PIPELINE_TAG[kind_of(config)]
     sentence = loaded.sentence is not None and kind_of(config) == "embedding"
+    base_model, licence = origin_of(loaded.name)
     data = ModelCardData(
         model_name=name,
         library_name="sentence-transformers" if sentence else "transformers",
         tags=["fffconvert", "fast-feedforward"],
-        **origin_of(loaded.name),
+        base_model=base_model,
+        license=licence,
         pipeline_tag=tag,
         datasets=["nyu-mll/glue"] if scores and scores["task"] in TASKS else None,
         eval_results=eval_results(scores, tag) if scores else None,
@@ -384,18 +386,19 @@ def eval_results(scores: dict[str, Any], pipeline_tag: str) -> list[EvalResult]:
 
 def dense_card(loaded: Loaded, name: str) -> ModelCard:
     """The card of a fine-tuned dense model: what it came from, so that what is made of it can say so too."""
-    data = ModelCardData(model_name=name, library_name="transformers", **origin_of(loaded.name))
+    base_model, licence = origin_of(loaded.name)
+    data = ModelCardData(model_name=name, library_name="transformers", base_model=base_model, license=licence)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\nFine-tuned with fffconvert.\n")
 
 
-def origin_of(name: str) -> dict[str, str | None]:
+def origin_of(name: str) -> tuple[str | None, str | None]:
     """The model of the Hub that a model goes back to, and its licence, as far as the cards on the way tell."""
     folder = Path(name)
     base = None if folder.exists() else name
     try:
         data = ModelCard.load(str(folder / "README.md") if folder.is_dir() else name).data
     except Exception:  # noqa: BLE001 - a card is a courtesy: whatever is wrong with it, it states nothing
-        return {"base_model": base, "license": None}
+        return base, None
     if folder.is_dir() and isinstance(data.get("base_model"), str):
         base = data.get("base_model")
-    return {"base_model": base, "license": cast(str | None, data.get("license"))}
+    return base, cast(str | None, data.get("license"))
