@@ -146,6 +146,7 @@ def run(folder: Path, name: str, ids: Tensor, threads: int) -> Callable[[], Any]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; what its optimizer left over is no news to who asked for a time
     options.add_session_config_entry("session.force_spinning_stop", "1")  # after a run; others are timed then
     providers = ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(_file(folder, name), options, providers=providers)
