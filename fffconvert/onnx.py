@@ -98,9 +98,10 @@ def unmasked_attention(
 @contextlib.contextmanager
 def recognized_attention(model: PreTrainedModel) -> Iterator[None]:
     """Lets a model attend by `unmasked_attention` for a while, where it takes other attention than its own."""
-    before = model.config._attn_implementation
-    windowed = any(getattr(model.config, name, None) for name in ("sliding_window", "local_attention"))
-    if not windowed:
+    config, before = model.config, model.config._attn_implementation
+    windowed = any(getattr(config, name, None) for name in ("sliding_window", "local_attention"))
+    shared = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
+    if not windowed and not shared:
         AttentionInterface.register(UNMASKED, unmasked_attention)
         AttentionMaskInterface.register(UNMASKED, lambda *_args, **_kwargs: None)
         model.set_attn_implementation(UNMASKED)
