@@ -136,7 +136,19 @@ def test_a_graph_of_standard_operators_gives_what_pytorch_gives(graphs):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model_type",
-    "roberta distilbert electra mpnet albert deberta deberta-v2 ernie modernbert nomic_bert eurobert".split(),
+    [
+        "roberta",
+        "distilbert",
+        "electra",
+        "mpnet",
+        "albert",
+        "deberta",
+        "deberta-v2",
+        "ernie",
+        "modernbert",
+        "nomic_bert",
+        "eurobert",
+    ],
 )
 def test_a_family_in_onnx_runtime(model_type, tmp_path):
     model = converted(model_type)
