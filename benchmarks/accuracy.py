@@ -42,7 +42,7 @@ def measure(arguments: argparse.Namespace, task: str) -> list[dict[str, Any]]:
     """The rows of one task: the teacher and the students asked for."""
     teacher = teacher_of(arguments, task)
     shape = TreeShape(arguments.depth, arguments.leaf_width)
-    epochs = arguments.epochs or EPOCHS[task] // 2
+    epochs = EPOCHS[task] // 2 if arguments.epochs is None else arguments.epochs
     recipe = Recipe(
         model=str(teacher),
         task=task,

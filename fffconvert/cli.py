@@ -242,7 +242,7 @@ def convert(
 
         if dry_run and int8:
             raise UserError("--dry-run knows no sizes of --int8; leave that one out")
-        conversion.check_leaves(tree, init, calibration_tokens)
+        conversion.check_leaves(tree, init, calibration_tokens)  # before a model is read
         if dry_run:
             config = checkpoint.load_config(model)
             head = checkpoint.head_class(model, config)
