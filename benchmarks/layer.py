@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import display
-from fffconvert.cli import show_timings
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference, status
 from fffconvert.latency import Run, Timing, machine_name, runs_of_layer, time_row
+from fffconvert.tables import show_timings
 from fffconvert.tree import TreeShape
 
 

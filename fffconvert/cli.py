@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +28,14 @@ from fffconvert.options import (
     training_options,
 )
 from fffconvert.recipe import FINETUNE, DataSource, Training, load_recipe
+from fffconvert.tables import (
+    show_comparison,
+    show_estimate,
+    show_int8,
+    show_latency,
+    show_layers,
+    show_scores,
+)
 
 # What a command needs beyond click is imported when it runs: `fffconvert --help` must not wait for torch.
 
@@ -80,8 +86,7 @@ def write_json(file: Path | None, value: Any) -> None:
         file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> None:
     """Keeps the progress bars and loading reports of `transformers` and `datasets` off the screen."""
     import datasets
     from transformers.utils import logging
@@ -90,7 +95,6 @@ def quiet_libraries() -> Iterator[None]:
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come as exceptions too
-    yield
 
 
 @click.group(
@@ -149,13 +153,15 @@ def run(
     given = {"model": model, "min_retention": min_retention}
     named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     recipe = load_recipe(recipe_file, (*overrides, *named))
-    with quiet_libraries():
-        from fffconvert import evaluation, pipeline
+    quiet_libraries()
+    from fffconvert import evaluation, pipeline
 
-        if dry_run:
-            show_estimate(recipe.model, pipeline.plan(recipe, data_dir).to_dict(), json_file)
-            return
-        result = pipeline.run(recipe, output, data_dir=data_dir, resume=resume, log_with=log_with)
+    if dry_run:
+        found = pipeline.plan(recipe, data_dir).to_dict()
+        show_estimate(recipe.model, found)
+        write_json(json_file, found)
+        return
+    result = pipeline.run(recipe, output, data_dir=data_dir, resume=resume, log_with=log_with)
     show_comparison(result.report)
     show_latency(result.report["latency"])
     display.say(
@@ -237,36 +243,37 @@ def convert(
     from fffconvert.tree import TreeShape
 
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
-    with quiet_libraries():
-        from fffconvert import checkpoint, conversion, estimate
+    quiet_libraries()
+    from fffconvert import checkpoint, conversion, estimate
 
-        if dry_run and int8:
-            raise UserError("--dry-run knows no sizes of --int8; leave that one out")
-        conversion.check_leaves(tree, init, calibration_tokens)  # before a model is read
-        if dry_run:
-            config = checkpoint.load_config(model)
-            head = checkpoint.head_class(model, config)
-            found = estimate.estimate(head, config, tree, init, estimate.Work(calibration_tokens))
-            show_estimate(model, found.to_dict(), json_file)
-            return
-        checkpoint.refuse_existing(output)
-        asked = calibration_data(calibration, data)
-        loaded = checkpoint.load(model)
-        made = conversion.convert(
-            loaded.model,
-            loaded.tokenizer,
-            calibration_texts(asked, loaded, data_dir),
-            tree,
-            init,
-            calibration_tokens,
-            seed,
-            max_length,
-        )
-        report: dict[str, Any] = {"layers": [layer.to_dict() for layer in made.layers]}
-        converted = replace(loaded, model=made.model)
-        if int8:
-            converted, report["int8"] = quantized(converted)
-        checkpoint.save(converted, output, report=report)
+    if dry_run and int8:
+        raise UserError("--dry-run knows no sizes of --int8; leave that one out")
+    conversion.check_leaves(tree, init, calibration_tokens)  # before a model is read
+    if dry_run:
+        config = checkpoint.load_config(model)
+        head = checkpoint.head_class(model, config)
+        found = estimate.estimate(head, config, tree, init, estimate.Work(calibration_tokens)).to_dict()
+        show_estimate(model, found)
+        write_json(json_file, found)
+        return
+    checkpoint.refuse_existing(output)
+    asked = calibration_data(calibration, data)
+    loaded = checkpoint.load(model)
+    made = conversion.convert(
+        loaded.model,
+        loaded.tokenizer,
+        calibration_texts(asked, loaded, data_dir),
+        tree,
+        init,
+        calibration_tokens,
+        seed,
+        max_length,
+    )
+    report: dict[str, Any] = {"layers": [layer.to_dict() for layer in made.layers]}
+    converted = replace(loaded, model=made.model)
+    if int8:
+        converted, report["int8"] = quantized(converted)
+    checkpoint.save(converted, output, report=report)
     show_layers(report["layers"])
     if int8:
         show_int8(report["int8"])
@@ -288,12 +295,12 @@ def quantize(model: str, output: Path, json_file: Path | None) -> None:
     fffconvert quantize distilled distilled-int8
     fffconvert evaluate distilled-int8 --task sst2 --teacher distilled
     """
-    with quiet_libraries():
-        from fffconvert import checkpoint
+    quiet_libraries()
+    from fffconvert import checkpoint
 
-        checkpoint.refuse_existing(output)
-        made, gain = quantized(checkpoint.load(model))
-        checkpoint.save(made, output, report={**checkpoint.read_report(model), "int8": gain})
+    checkpoint.refuse_existing(output)
+    made, gain = quantized(checkpoint.load(model))
+    checkpoint.save(made, output, report={**checkpoint.read_report(model), "int8": gain})
     show_int8(gain)
     display.say(f"The int8 model is in {output}")
     write_json(json_file, gain)
@@ -310,15 +317,6 @@ def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
     )
     measured = latency.benchmark(loaded.model, sizes=((1, 128), (8, 128)), layer_tokens=(), others=False)
     return made, {"error": error, "latency": measured.to_dict()}
-
-
-def show_int8(gain: dict[str, Any]) -> None:
-    """What int8 loses beside what it gains."""
-    show_latency(gain["latency"])
-    display.say(
-        f"int8 moves the last hidden states by {percent(gain['error'])} of their size "
-        "(Python's documentation, 64 sentences)"
-    )
 
 
 def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
@@ -375,32 +373,32 @@ def finetune(
     fffconvert finetune bert-base-uncased teacher --task mrpc
     fffconvert finetune bert-base-uncased teacher --data reviews.csv --label-column stars
     """
-    with quiet_libraries():
-        from fffconvert import checkpoint, distillation
-        from fffconvert.data import asked_for, read_data
+    quiet_libraries()
+    from fffconvert import checkpoint, distillation
+    from fffconvert.data import asked_for, read_data
 
-        settings = replace(FINETUNE, **training)
-        checkpoint.refuse_existing(output)
-        found = read_data(
-            asked_for(task, None, data),
-            checkpoint.load_tokenizer(model, checkpoint.load_config(model)),
-            None,
-            data_dir=data_dir,
-            train_rows=train_rows,
-            max_length=max_length,
-            seed=seed,
-        )
-        loaded = checkpoint.load_for_task(model, found.task, seed)
-        distillation.finetune(
-            loaded.model,
-            loaded.tokenizer,
-            found.rows,
-            settings,
-            seed=seed,
-            checkpoints=checkpoints_of(output),
-            log_with=log_with,
-        )
-        checkpoint.save(loaded, output)
+    settings = replace(FINETUNE, **training)
+    checkpoint.refuse_existing(output)
+    found = read_data(
+        asked_for(task, None, data),
+        checkpoint.load_tokenizer(model, checkpoint.load_config(model)),
+        None,
+        data_dir=data_dir,
+        train_rows=train_rows,
+        max_length=max_length,
+        seed=seed,
+    )
+    loaded = checkpoint.load_for_task(model, found.task, seed)
+    distillation.finetune(
+        loaded.model,
+        loaded.tokenizer,
+        found.rows,
+        settings,
+        seed=seed,
+        checkpoints=checkpoints_of(output),
+        log_with=log_with,
+    )
+    checkpoint.save(loaded, output)
     display.say(f"The teacher is in {output}")
 
 
@@ -440,38 +438,38 @@ def distill(
     fffconvert distill student distilled --teacher teacher --data reviews.csv
     """
     settings = Training(**training)
-    with quiet_libraries():
-        from fffconvert import checkpoint, distillation, modeling
-        from fffconvert.data import asked_for, read_data
+    quiet_libraries()
+    from fffconvert import checkpoint, distillation, modeling
+    from fffconvert.data import asked_for, read_data
 
-        checkpoint.refuse_existing(output)
-        asked = asked_for(task, text, data)
-        loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
-        if not modeling.is_converted(loaded.model.config):
-            raise UserError(f"{student} is a dense model; expected a converted one (fffconvert convert)")
-        found = read_data(
-            asked,
-            loaded.tokenizer,
-            loaded.model.config,
-            data_dir=data_dir,
-            train_rows=train_rows,
-            max_length=max_length,
-            seed=seed,
-            labelled=False,
-            prompt=loaded.prompt,
-        )
-        distillation.distill(
-            loaded.model,
-            dense.model,
-            loaded.tokenizer,
-            found.rows,
-            settings,
-            seed=seed,
-            checkpoints=checkpoints_of(output),
-            log_with=log_with,
-            pooling=dense.pooling,
-        )
-        checkpoint.save(replace(loaded, name=teacher), output)
+    checkpoint.refuse_existing(output)
+    asked = asked_for(task, text, data)
+    loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
+    if not modeling.is_converted(loaded.model.config):
+        raise UserError(f"{student} is a dense model; expected a converted one (fffconvert convert)")
+    found = read_data(
+        asked,
+        loaded.tokenizer,
+        loaded.model.config,
+        data_dir=data_dir,
+        train_rows=train_rows,
+        max_length=max_length,
+        seed=seed,
+        labelled=False,
+        prompt=loaded.prompt,
+    )
+    distillation.distill(
+        loaded.model,
+        dense.model,
+        loaded.tokenizer,
+        found.rows,
+        settings,
+        seed=seed,
+        checkpoints=checkpoints_of(output),
+        log_with=log_with,
+        pooling=dense.pooling,
+    )
+    checkpoint.save(replace(loaded, name=teacher), output)
     display.say(f"The distilled model is in {output}")
 
 
@@ -510,33 +508,33 @@ def evaluate(
     fffconvert evaluate distilled --task sst2 --teacher teacher --json scores.json
     fffconvert evaluate distilled --data reviews.csv --teacher teacher
     """
-    with quiet_libraries():
-        from fffconvert import checkpoint, evaluation
-        from fffconvert.data import asked_for, read_validations
-        from fffconvert.tasks import Task, as_asked_of, check_head
+    quiet_libraries()
+    from fffconvert import checkpoint, evaluation
+    from fffconvert.data import asked_for, read_validations
+    from fffconvert.tasks import Task, as_asked_of, check_head
 
-        if min_retention is not None and teacher is None:
-            raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
-        asked = asked_for(task, text, data)
-        loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
-        asked = as_asked_of(loaded.model.config, asked) if isinstance(asked, Task) else asked
-        for each in (loaded, dense):
-            if each is not None:
-                check_head(asked if isinstance(asked, Task) else None, each.model.config, each.name)
-        scores = evaluation.evaluate(
-            loaded.model,
+    if min_retention is not None and teacher is None:
+        raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
+    asked = asked_for(task, text, data)
+    loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
+    asked = as_asked_of(loaded.model.config, asked) if isinstance(asked, Task) else asked
+    for each in (loaded, dense):
+        if each is not None:
+            check_head(asked if isinstance(asked, Task) else None, each.model.config, each.name)
+    scores = evaluation.evaluate(
+        loaded.model,
+        loaded.tokenizer,
+        *read_validations(
+            asked,
             loaded.tokenizer,
-            *read_validations(
-                asked,
-                loaded.tokenizer,
-                loaded.model.config,
-                data_dir=data_dir,
-                max_length=max_length,
-                prompt=loaded.prompt,
-            ),
-            dense.model if dense else None,
-            loaded.pooling,
-        )
+            loaded.model.config,
+            data_dir=data_dir,
+            max_length=max_length,
+            prompt=loaded.prompt,
+        ),
+        dense.model if dense else None,
+        loaded.pooling,
+    )
     show_scores(model, scores.to_dict())
     write_json(json_file, scores.to_dict())
     evaluation.require_retention(scores.retention, min_retention, json_file)
@@ -569,14 +567,14 @@ def benchmark(
     """
     if sizes and full:
         raise UserError("--size and --full are both given; expected one of them")
-    with quiet_libraries():
-        from fffconvert import checkpoint, latency
+    quiet_libraries()
+    from fffconvert import checkpoint, latency
 
-        dense = checkpoint.load(against).model if against else None
-        grid: dict[str, Any] = {"sizes": sizes, "layer_tokens": ()} if sizes else {}
-        if full:
-            grid = {"sizes": latency.FULL_MODEL_SIZES, "layer_tokens": latency.FULL_LAYER_TOKENS}
-        measured = latency.benchmark(checkpoint.load(model).model, dense, **grid).to_dict()
+    dense = checkpoint.load(against).model if against else None
+    grid: dict[str, Any] = {"sizes": sizes, "layer_tokens": ()} if sizes else {}
+    if full:
+        grid = {"sizes": latency.FULL_MODEL_SIZES, "layer_tokens": latency.FULL_LAYER_TOKENS}
+    measured = latency.benchmark(checkpoint.load(model).model, dense, **grid).to_dict()
     show_latency(measured)
     write_json(json_file, measured)
 
@@ -590,10 +588,10 @@ def info(model: str, json_file: Path | None) -> None:
     \b
     fffconvert info distilled
     """
-    with quiet_libraries():
-        from fffconvert import inspection
+    quiet_libraries()
+    from fffconvert import inspection
 
-        found = inspection.info(model).to_dict()
+    found = inspection.info(model).to_dict()
     rows = {key: value for key, value in found.items() if key not in ("layers", "tree")}
     rows["share"] = f"{100 * found['active_neurons'] / found['dense_neurons']:.2f}%"
     display.table(model, ["", ""], [*rows.items(), *(found["tree"] or {}).items()])
@@ -610,10 +608,10 @@ def env(json_file: Path | None) -> None:
     \b
     fffconvert env --json env.json
     """
-    with quiet_libraries():
-        from fffconvert import inspection
+    quiet_libraries()
+    from fffconvert import inspection
 
-        found = inspection.env()
+    found = inspection.env()
     display.table("Environment", ["", ""], found.items())
     write_json(json_file, found)
 
@@ -638,16 +636,16 @@ def export(model: str, output: Path, file_format: str) -> None:
     \b
     fffconvert export distilled distilled-onnx --format onnx
     """
-    with quiet_libraries():
-        from fffconvert import checkpoint
-        from fffconvert.export import export_onnx
+    quiet_libraries()
+    from fffconvert import checkpoint
+    from fffconvert.export import export_onnx
 
-        loaded = checkpoint.load(model)
-        with checkpoint.new_folder(output) as beside:
-            display.say("Exporting; this takes a minute")
-            export_onnx(loaded.model, beside / f"model.{file_format}")
-            loaded.model.config.save_pretrained(beside)
-            loaded.tokenizer.save_pretrained(beside)
+    loaded = checkpoint.load(model)
+    with checkpoint.new_folder(output) as beside:
+        display.say("Exporting; this takes a minute")
+        export_onnx(loaded.model, beside / f"model.{file_format}")
+        loaded.model.config.save_pretrained(beside)
+        loaded.tokenizer.save_pretrained(beside)
     display.say(f"The graph is {output / f'model.{file_format}'}")
 
 
@@ -662,129 +660,11 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> None:
     \b
     fffconvert push models/sst2 user/bert-sst2-fff --dry-run
     """
-    with quiet_libraries():
-        from fffconvert import hub
+    quiet_libraries()
+    from fffconvert import hub
 
-        pushed = hub.push(folder, repo_id, private=private, dry_run=dry_run)
+    pushed = hub.push(folder, repo_id, private=private, dry_run=dry_run)
     rows = [(name, f"{size / 1e6:.2f} MB") for name, size in pushed.files.items()]
     display.table(f"{'Would send' if dry_run else 'Sent'} to {repo_id}", ["file", "size"], rows)
     if pushed.url:
         display.say(pushed.url)
-
-
-def show_estimate(model: str, found: dict[str, Any], json_file: Path | None) -> None:
-    """What a dry run found."""
-    arrow = "{} → {}".format
-    sizes = (f"{found[name] / 1e6:.1f} MB" for name in ("bytes_before", "bytes_after"))
-    display.table(
-        f"{model}: what would be made",
-        ["", ""],
-        [
-            ("layers to convert", found["n_layers"]),
-            ("active neurons", f"{found['active_neurons']:g} of {found['dense_neurons']}"),
-            ("active share", percent(found["share"])),
-            ("parameters", arrow(f"{found['parameters_before']:,}", f"{found['parameters_after']:,}")),
-            ("model.safetensors", arrow(*sizes)),
-            ("memory, without activations", f"{found['memory_bytes'] / 1e9:.2f} GB"),
-            *((f"time: {stage}", f"{seconds / 60:.1f} min") for stage, seconds in found["seconds"].items()),
-        ],
-    )
-    display.say("Nothing was written")
-    write_json(json_file, found)
-
-
-def percent(value: float | None) -> str | None:
-    """A share as people read it."""
-    return None if value is None else f"{100 * value:.1f}%"
-
-
-def show_layers(layers: list[dict[str, Any]]) -> None:
-    """How well each layer was fitted."""
-    display.table(
-        "Fit of each layer on held-out tokens (1 = the mean output)",
-        ["layer", "error", "smallest leaf", "largest leaf"],
-        [(x["layer"], x["error"], percent(x["smallest_leaf"]), percent(x["largest_leaf"])) for x in layers],
-    )
-
-
-def show_scores(name: str, scores: dict[str, Any]) -> None:
-    """One model's scores."""
-    rows = [
-        (
-            "active neurons",
-            f"{scores['active_neurons']:g} of {scores['dense_neurons']} ({percent(scores['share'])})",
-        ),
-        ("teacher's score", scores["teacher_score"]),
-        ("retention", percent(scores["retention"])),
-        ("agreement", percent(scores["agreement"])),
-        ("hidden error", scores["hidden_error"]),
-    ]
-    metrics = [
-        (f"{m}, {split}", value) for split, found in scores["metrics"].items() for m, value in found.items()
-    ]
-    display.table(f"{name} on {scores['task']}", ["", ""], [*metrics, *rows])
-
-
-def show_comparison(report: dict[str, Any]) -> None:
-    """The converted model beside its teacher and controls."""
-    metric = report["scores"]["metric"]
-    agreement = "neighbours agree" if report["scores"]["task"] == "text" else "agreement"
-    display.table(
-        f"{report['scores']['task']}: {metric}",
-        [
-            "model",
-            "active neurons",
-            "share",
-            "before distillation",
-            "after",
-            "retention",
-            agreement,
-            "hidden error",
-            "FFN value kept",
-        ],
-        [
-            (
-                row["name"],
-                row["active_neurons"],
-                percent(row["share"]),
-                row["before_distillation"],
-                row["score"],
-                percent(row["retention"]),
-                percent(row["agreement"]),
-                row["hidden_error"],
-                percent(row["value_kept"]),
-            )
-            for row in report["table"]
-        ],
-    )
-
-
-def show_latency(latency: dict[str, Any]) -> None:
-    """Medians side by side, and which of them not to trust."""
-    display.say(latency["machine"])
-    for what, unit, scale in (("layer", "microseconds", 1000), ("model", "milliseconds", 1)):
-        rows = [row for row in latency["rows"] if row["what"] == what]
-        for threads in sorted({row["threads"] for row in rows}):
-            title = f"One {what} in {unit}, threads: {threads}"
-            show_timings(title, [row for row in rows if row["threads"] == threads], scale)
-    for name, reason in latency["absent"].items():
-        display.say(f"{name} was not timed: {reason}")
-    if not all(row["steady"] for row in latency["rows"]):
-        display.say(
-            "[yellow]The machine was busy: what is marked ± spread means little. Measure again.[/yellow]"
-        )
-
-
-def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
-    """One line for each that was timed, one column for each size; beside it how many times faster than dense."""
-    from fffconvert.latency import WIDE_SPREAD
-
-    def cell(row: dict[str, Any], name: str) -> str:
-        median, spread = row["medians"][name], row["spreads"][name]
-        if max(spread, row["spreads"]["dense"]) >= WIDE_SPREAD:
-            return f"{scale * median:.2g} ± {percent(spread)}"
-        return f"{scale * median:.4g} ({row['medians']['dense'] / median:.3g}x)"
-
-    columns = ["", *(f"{row['size']} tokens" for row in rows)]
-    names = rows[0]["medians"]
-    display.table(title, columns, [(name, *(cell(row, name) for row in rows)) for name in names])

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.tree import GatedTreeShape, TreeShape
+
+if TYPE_CHECKING:  # importing `transformers` imports `modeling`, which needs this module whole
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 PREFIX = "fff-"
 """Before the model type of a converted model."""

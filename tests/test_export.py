@@ -137,6 +137,7 @@ def test_a_graph_of_standard_operators_gives_what_pytorch_gives(graphs):
 @pytest.mark.parametrize(
     "model_type",
     [
+        "bert",
         "roberta",
         "distilbert",
         "electra",

@@ -25,7 +25,7 @@ export families fit int8 training
 calibration modeling onnx
 checkpoint conversion encoding estimate registration
 data distillation hub inspection latency
-evaluation
+evaluation tables
 pipeline
 cli
 """.strip().splitlines()

@@ -11,10 +11,11 @@ from torch import nn
 from transformers import BertModel
 
 from fffconvert import latency, onnx
-from fffconvert.cli import main, show_latency
+from fffconvert.cli import main
 from fffconvert.conversion import convert, quantize
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
+from fffconvert.tables import show_latency
 from fffconvert.tree import TreeShape
 from tests.conftest import tiny_config
 

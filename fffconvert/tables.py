@@ -1,0 +1,133 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fffconvert import display
+
+
+def show_estimate(model: str, found: dict[str, Any]) -> None:
+    """What a dry run found."""
+    arrow = "{} → {}".format
+    sizes = (f"{found[name] / 1e6:.1f} MB" for name in ("bytes_before", "bytes_after"))
+    display.table(
+        f"{model}: what would be made",
+        ["", ""],
+        [
+            ("layers to convert", found["n_layers"]),
+            ("active neurons", f"{found['active_neurons']:g} of {found['dense_neurons']}"),
+            ("active share", percent(found["share"])),
+            ("parameters", arrow(f"{found['parameters_before']:,}", f"{found['parameters_after']:,}")),
+            ("model.safetensors", arrow(*sizes)),
+            ("memory, without activations", f"{found['memory_bytes'] / 1e9:.2f} GB"),
+            *((f"time: {stage}", f"{seconds / 60:.1f} min") for stage, seconds in found["seconds"].items()),
+        ],
+    )
+    display.say("Nothing was written")
+
+
+def percent(value: float | None) -> str | None:
+    """A share as people read it."""
+    return None if value is None else f"{100 * value:.1f}%"
+
+
+def show_layers(layers: list[dict[str, Any]]) -> None:
+    """How well each layer was fitted."""
+    display.table(
+        "Fit of each layer on held-out tokens (1 = the mean output)",
+        ["layer", "error", "smallest leaf", "largest leaf"],
+        [(x["layer"], x["error"], percent(x["smallest_leaf"]), percent(x["largest_leaf"])) for x in layers],
+    )
+
+
+def show_scores(name: str, scores: dict[str, Any]) -> None:
+    """One model's scores."""
+    rows = [
+        (
+            "active neurons",
+            f"{scores['active_neurons']:g} of {scores['dense_neurons']} ({percent(scores['share'])})",
+        ),
+        ("teacher's score", scores["teacher_score"]),
+        ("retention", percent(scores["retention"])),
+        ("agreement", percent(scores["agreement"])),
+        ("hidden error", scores["hidden_error"]),
+    ]
+    metrics = [
+        (f"{m}, {split}", value) for split, found in scores["metrics"].items() for m, value in found.items()
+    ]
+    display.table(f"{name} on {scores['task']}", ["", ""], [*metrics, *rows])
+
+
+def show_comparison(report: dict[str, Any]) -> None:
+    """The converted model beside its teacher and controls."""
+    metric = report["scores"]["metric"]
+    agreement = "neighbours agree" if report["scores"]["task"] == "text" else "agreement"
+    display.table(
+        f"{report['scores']['task']}: {metric}",
+        [
+            "model",
+            "active neurons",
+            "share",
+            "before distillation",
+            "after",
+            "retention",
+            agreement,
+            "hidden error",
+            "FFN value kept",
+        ],
+        [
+            (
+                row["name"],
+                row["active_neurons"],
+                percent(row["share"]),
+                row["before_distillation"],
+                row["score"],
+                percent(row["retention"]),
+                percent(row["agreement"]),
+                row["hidden_error"],
+                percent(row["value_kept"]),
+            )
+            for row in report["table"]
+        ],
+    )
+
+
+def show_latency(latency: dict[str, Any]) -> None:
+    """Medians side by side, and which of them not to trust."""
+    display.say(latency["machine"])
+    for what, unit, scale in (("layer", "microseconds", 1000), ("model", "milliseconds", 1)):
+        rows = [row for row in latency["rows"] if row["what"] == what]
+        for threads in sorted({row["threads"] for row in rows}):
+            title = f"One {what} in {unit}, threads: {threads}"
+            show_timings(title, [row for row in rows if row["threads"] == threads], scale)
+    for name, reason in latency["absent"].items():
+        display.say(f"{name} was not timed: {reason}")
+    if not all(row["steady"] for row in latency["rows"]):
+        display.say(
+            "[yellow]The machine was busy: what is marked ± spread means little. Measure again.[/yellow]"
+        )
+
+
+def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
+    """One line for each that was timed, one column for each size; beside it how many times faster than dense."""
+    from fffconvert.latency import WIDE_SPREAD
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        median, spread = row["medians"][name], row["spreads"][name]
+        if max(spread, row["spreads"]["dense"]) >= WIDE_SPREAD:
+            return f"{scale * median:.2g} ± {percent(spread)}"
+        return f"{scale * median:.4g} ({row['medians']['dense'] / median:.3g}x)"
+
+    columns = ["", *(f"{row['size']} tokens" for row in rows)]
+    names = rows[0]["medians"]
+    display.table(title, columns, [(name, *(cell(row, name) for row in rows)) for name in names])
+
+
+def show_int8(gain: dict[str, Any]) -> None:
+    """What int8 loses beside what it gains."""
+    show_latency(gain["latency"])
+    display.say(
+        f"int8 moves the last hidden states by {percent(gain['error'])} of their size "
+        "(Python's documentation, 64 sentences)"
+    )
