@@ -343,7 +343,7 @@ def test_every_layer_has_a_tree_of_its_own(student: PreTrainedModel) -> None:
 
 # ---- Imported in any order
 
-ORDERS = """
+ORDERS = r"""
 import os, sys
 # slow, and the same for all: each order is tried in a fork of its own
 import scipy.optimize, torch, torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
@@ -356,7 +356,8 @@ for order in orders:
         from transformers import AutoConfig, AutoModelForSequenceClassification
         config = AutoConfig.from_pretrained(sys.argv[1])
         model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-        print(order, type(config).__name__, type(model).__name__, sep=": ", flush=True)
+        line = f"{order}: {type(config).__name__}: {type(model).__name__}\n"
+        os.write(1, line.encode())  # in one piece, which `print` is not where Python does not buffer
         os._exit(0)
 for _ in orders:
     os.wait()
