@@ -29,7 +29,7 @@ from fffconvert.tree import TreeShape, child, goes_right
 
 Init = Literal["inputs", "neurons", "random"]
 
-RIDGE = 0.1  # of the mean variance of a regressor; between 0.01 and 1 the held-out error hardly moves
+RIDGE = 1.0  # of the mean squared length of the regressors; in MiniLM 1.3 and 2.7 do as well, 0.13 and 5.3 do not
 LEAST_SENSITIVITY = 0.1  # of the mean: the outputs are not all that later layers need
 FEWEST_TOKENS = 32  # a leaf with fewer is fitted on its closest ancestor that has as many
 
@@ -226,14 +226,14 @@ def ridge(activity: Tensor, target: Tensor, toward: Tensor) -> Tensor:
     """
     activity = activity - activity.mean(0)
     gap = target - target.mean(0) - activity @ toward
-    return toward + torch.linalg.solve(regularized(activity.T @ activity), activity.T @ gap)
+    return toward + torch.linalg.solve(regularized(activity), activity.T @ gap)
 
 
 def reduced_rank(x: Tensor, target: Tensor, rank: int) -> Part:
     """The linear map of `rank` that predicts `target` best from `x`, both centred, under the same ridge."""
     mean = x.mean(0)
     x, target = x - mean, target - target.mean(0)
-    full = torch.linalg.solve(regularized(x.T @ x), x.T @ target)  # (d_model, d_model)
+    full = torch.linalg.solve(regularized(x), x.T @ target)  # (d_model, d_model)
     predicted = x @ full
     basis = torch.linalg.eigh(predicted.T @ predicted).eigenvectors[
         :, -rank or len(mean) :
@@ -242,7 +242,13 @@ def reduced_rank(x: Tensor, target: Tensor, rank: int) -> Part:
     return Part(in_weight, -in_weight @ mean, basis.T)
 
 
-def regularized(gram: Tensor) -> Tensor:
-    """A Gram matrix with the ridge on its diagonal; invertible even where all regressors are constant."""
-    strength = RIDGE * gram.diagonal().mean() if len(gram) else 0.0
+def regularized(x: Tensor) -> Tensor:
+    """The Gram matrix of centred regressors `(n_tokens, width)` with the ridge on its diagonal.
+
+    In every direction the ridge counts as much as one token of mean length that points there: about as
+    much as the tokens do where there are as many of them as regressors. The matrix is invertible even where
+    all regressors are constant.
+    """
+    gram = x.T @ x  # (width, width)
+    strength = RIDGE * gram.trace() / len(x)
     return gram + (strength + torch.finfo(gram.dtype).tiny) * torch.eye(len(gram))

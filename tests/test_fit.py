@@ -150,7 +150,7 @@ def test_refit_is_ridge_regression() -> None:
     weights = ridge(activity, target, toward)
     # the same as least squares with a few more rows, of the penalty
     centred = activity - activity.mean(0)
-    strength = (fit.RIDGE * centred.square().sum(0).mean()).sqrt()
+    strength = (fit.RIDGE * centred.square().sum(1).mean()).sqrt()
     rows = torch.cat([centred, strength * torch.eye(3)])
     values = torch.cat([target - target.mean(0), strength * toward])
     torch.testing.assert_close(weights, torch.linalg.lstsq(rows, values).solution, rtol=1e-4, atol=1e-4)
@@ -240,8 +240,11 @@ def test_bias_of_a_leaf_carries_the_mean(init: Init, linear: bool) -> None:
     ],
 )  # fmt: skip
 def test_more_is_closer(init: Init, more: TreeShape, less: TreeShape) -> None:
-    ffn, x = dense(), inputs_of(600)
-    errors = [error(fit_layer(ffn, x, shape, init, seed=0), ffn, x) for shape in (more, less)]
+    x = inputs_of(600)
+    ffns = [dense(seed=seed) for seed in range(3)]  # with a single one, few emitting nodes win or lose by luck
+    errors = [
+        sum(error(fit_layer(ffn, x, shape, init, seed=0), ffn, x) for ffn in ffns) for shape in (more, less)
+    ]
     assert errors[0] < 0.99 * errors[1]
 
 
