@@ -241,7 +241,7 @@ def test_bias_of_a_leaf_carries_the_mean(init: Init, linear: bool) -> None:
 )  # fmt: skip
 def test_more_is_closer(init: Init, more: TreeShape, less: TreeShape) -> None:
     x = inputs_of(600)
-    ffns = [dense(seed=seed) for seed in range(3)]  # with a single one, few emitting nodes win or lose by luck
+    ffns = [dense(seed=seed) for seed in range(3)]  # with one, emitting nodes win or lose by luck
     errors = [
         sum(error(fit_layer(ffn, x, shape, init, seed=0), ffn, x) for ffn in ffns) for shape in (more, less)
     ]
