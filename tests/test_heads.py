@@ -85,7 +85,7 @@ def teacher_for(kind: str) -> str:
     return "teacher"
 
 
-STEPS = ("--epochs", 3, "--batch-size", 16, "--learning-rate", 1e-3)
+STEPS = ("--epochs", 6, "--batch-size", 16)
 TREE = ("--depth", 2, "--leaf-width", 4, "--calibration-tokens", 300)
 
 
