@@ -29,7 +29,7 @@ from fffconvert.tree import TreeShape, child, goes_right
 
 Init = Literal["inputs", "neurons", "random"]
 
-RIDGE = 1.0  # of the mean squared length of the regressors; in MiniLM 1.3 and 2.7 do as well, 5.3 does not
+RIDGE = 1.0  # of the mean squared length of the regressors; on MNLI 1.3 and 2.7 do as well, 5.3 does not
 LEAST_SENSITIVITY = 0.1  # of the mean: the outputs are not all that later layers need
 FEWEST_TOKENS = 32  # a leaf with fewer is fitted on its closest ancestor that has as many
 

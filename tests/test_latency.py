@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import tiny_config
 from torch import nn
 from transformers import BertModel
 
@@ -17,7 +18,6 @@ from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.tables import show_latency
 from fffconvert.tree import TreeShape
-from tests.conftest import tiny_config
 
 MODEL = {"dense", "converted", "FFNs removed", "converted int8"}
 COMPILED = {"dense compiled", "converted compiled"}
