@@ -80,7 +80,7 @@ def teacher_of(arguments: argparse.Namespace, task: str) -> Path:
 
 
 def sums(tasks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Each model over all tasks: mean figures, and the value kept as a ratio of sums, never a mean of ratios."""
+    """Each model over all tasks: mean figures; retention and value kept are ratios of sums, never means of ratios."""
     by_name = {
         row["name"]: [rows[n] for rows in tasks.values()] for n, row in enumerate(next(iter(tasks.values())))
     }
@@ -89,18 +89,20 @@ def sums(tasks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         {
             "name": name,
             "active_neurons": rows[0]["active_neurons"],
-            **{
-                figure: None
-                if any(row[figure] is None for row in rows)
-                else sum(row[figure] for row in rows) / len(rows)
-                for figure in FIGURES[:-1]
-            },
+            **{figure: mean(rows, figure) for figure in FIGURES},
+            "retention": total[name] / total[TEACHER],
             "value_kept": value_kept(total[name], total["removed"], total[TEACHER])
             if "removed" in total
             else None,
         }
         for name, rows in by_name.items()
     ]
+
+
+def mean(rows: list[dict[str, Any]], figure: str) -> float | None:
+    """The mean of one figure; none where a row has none."""
+    found = [row[figure] for row in rows]
+    return None if None in found else sum(found) / len(found)
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
