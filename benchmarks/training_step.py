@@ -46,7 +46,6 @@ def main(name: str) -> None:
     loaded = load(name)
     dense, texts = loaded.model, standard_library_sentences()
     student = convert(dense, loaded.tokenizer, texts, calibration_tokens=8192).model
-    student.get_input_embeddings().requires_grad_(False)  # as in `fffconvert distill`
     optimizers = [
         torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
         for model in (dense, student)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -78,9 +76,7 @@ def distill(
 ) -> None:
     """Trains a student, in place, to give the teacher's logits and hidden states. Labels are not used.
 
-    Dropout stays off: the teacher is a fixed function, and noise in the student only hides how far it is. The word
-    embeddings stay the teacher's: Adam moves a row that one batch touches as far as one that all of them touch,
-    so rare words would be carried off by the noise of a single gradient.
+    Dropout stays off: the teacher is a fixed function, and noise in the student only hides how far it is.
 
     Args:
         student: A converted model.
@@ -115,32 +111,18 @@ def distill(
         figures["embedding"] = embedding_error(ours, theirs)
         return value + figures["embedding"], figures
 
-    with frozen(student.get_input_embeddings()):
-        train(
-            student,
-            rows,
-            tokenizer,
-            loss,
-            settings or Training(),
-            description=description,
-            seed=seed,
-            dropout=False,
-            checkpoints=checkpoints,
-            log_with=log_with,
-        )
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Keeps the parameters of a module as they are for a while."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_()
+    train(
+        student,
+        rows,
+        tokenizer,
+        loss,
+        settings or Training(),
+        description=description,
+        seed=seed,
+        dropout=False,
+        checkpoints=checkpoints,
+        log_with=log_with,
+    )
 
 
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

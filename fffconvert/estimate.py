@@ -52,8 +52,8 @@ class Estimate:
         bytes_before: Size of the dense model's weights, and
         bytes_after: of the converted one's.
         memory_bytes: The most that is held at a time: both models, the calibration inputs (float32, twice
-            while they are put together), and, where a student is trained, gradients and AdamW's two moments of what is
-            trained of it. Activations come on top; they grow with the batch.
+            while they are put together), and, where a student is trained, its gradients and AdamW's two
+            moments. Activations come on top; they grow with the batch.
         seconds: By stage: tokens times the time of a token, measured here and now on models of this size
             with random weights; of a layer's fit a line through two short ones. Loading and evaluation
             come on top.
@@ -98,13 +98,12 @@ def estimate(
     tree = family.tree_for(config, tree)
     converted = config_with(config, config_class(family), fff=tree.to_dict())
     student = model_class(head)(converted).eval()  # type: ignore[arg-type]
-    student.get_input_embeddings().requires_grad_(False)  # `distill` leaves them as they are
     itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
     before, after = stored(dense), stored(student)
     # layers may share an FFN, which is fitted on all its uses
     n_uses = max(len(ffns), config.num_hidden_layers)
     inputs = n_uses * work.calibration_tokens * ffns[0].d_model * 4
-    n_trained = sum(p.numel() for p in student.parameters() if p.requires_grad and work.distill_tokens)
+    trained = work.distill_tokens > 0
     return Estimate(
         n_layers=len(ffns),
         active_neurons=tree.active_neurons,
@@ -114,7 +113,7 @@ def estimate(
         parameters_after=after,
         bytes_before=before * itemsize,
         bytes_after=after * itemsize,
-        memory_bytes=(before + after) * itemsize + max(2 * inputs, inputs + 3 * n_trained * 4),
+        memory_bytes=(before + after) * itemsize + max(2 * inputs, inputs + 3 * after * 4 * trained),
         seconds=times(dense, student, ffns[0], tree, init, work, n_uses),
     )
 

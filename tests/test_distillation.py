@@ -99,18 +99,6 @@ def test_labels_are_not_used_and_the_teacher_is_left_alone(
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
 
 
-def test_all_but_the_word_embeddings_is_taught(
-    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    student = converted(classifier, tokenizer)
-    before = {name: tensor.clone() for name, tensor in student.named_parameters()}
-    distill(student, classifier, tokenizer, tokenized_texts(sentences(24), tokenizer), Training(batch_size=8))
-    still = {name for name, tensor in student.named_parameters() if torch.equal(tensor, before[name])}
-    routers = {name for name in before if "router" in name}
-    assert still - routers == {"bert.embeddings.word_embeddings.weight"}
-    assert all(tensor.requires_grad for name, tensor in student.named_parameters() if name not in routers)
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"num_hidden_layers": 3}, {"hidden_size": 32}, {"num_labels": 5}, {"vocab_size": 80}],
