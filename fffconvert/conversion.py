@@ -97,9 +97,6 @@ def convert(
 ) -> Conversion:
     """Replaces every FFN of a dense model by a tree grown from its weights and from text.
 
-    The LayerNorm behind an FFN, where a family has one, gets a new scale and shift; all other weights are the dense
-    model's.
-
     Args:
         model: A dense model of a known family, any head. Left as it was.
         tokenizer: Its tokenizer.
