@@ -23,17 +23,9 @@ from fffconvert.calibration import (
 )
 from fffconvert.display import say
 from fffconvert.errors import UserError
-from fffconvert.families import (
-    Family,
-    base_of,
-    family_of,
-    ffn_inputs_of,
-    norms_of,
-    read_ffns,
-    replace_projections,
-)
+from fffconvert.families import Family, base_of, family_of, ffn_inputs_of, read_ffns, replace_projections
 from fffconvert.fff import FFF
-from fffconvert.fit import FEWEST_TOKENS, Init, fit_layer, fit_norm
+from fffconvert.fit import FEWEST_TOKENS, Init, fit_layer
 from fffconvert.int8 import Int8Linear
 from fffconvert.kernels import FFFWeights
 from fffconvert.modeling import (
@@ -135,8 +127,7 @@ def build(
     """As `convert`, from what `calibrate` collected.
 
     Layers are fitted from the first to the last, each on what the converted layers below really give it. An
-    FFN that layers share would be asked to feed itself, so it is fitted on what the dense model gives it, and
-    the LayerNorm behind it stays as it is.
+    FFN that layers share would be asked to feed itself, so it is fitted on what the dense model gives it.
     """
     refuse_converted(model.config)
     family = family_of(model.config)
@@ -150,25 +141,20 @@ def build(
     student = untrained_student(model, family, tree)
     weighted = tree.linear and init != "random"  # else nobody asks, and they take a backward pass
     sensitivities = calibration.sensitivities if weighted else [None] * len(ffns)
-    places, norms = ffn_inputs_of(student, family), norms_of(student, family)
-    layers = zip(ffns, places, norms, calibration.inputs, sensitivities, strict=True)
     fits = []
-    for number, (ffn, place, norm, theirs, sensitivity) in enumerate(layers):
+    for number, (ffn, place, theirs, sensitivity) in enumerate(
+        zip(ffns, ffn_inputs_of(student, family), calibration.inputs, sensitivities, strict=True)
+    ):
         target, ours = ffn.in_chunks(theirs), theirs
-        shared = len(theirs) != calibration.n_tokens
-        if not shared:
+        if len(theirs) == calibration.n_tokens:
             ours = calibration.heard_in(student, place, f"Fitting layer {number + 1} of {len(ffns)}")
-        if norm is not None:
+        if not family.pre_norm:
             target = target + (theirs - ours)  # the residual sum is with the FFN's own input
         n_held_out = max(1, int(HELD_OUT * len(ours)))
         fitted = slice(n_held_out, None) if len(ours) > 1 else slice(None)
         layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted], sensitivity)
         place.load_state_dict(layer.state_dict())
         fits.append(measure(number, layer, ours, target, n_held_out))
-        if norm is not None and not shared:
-            read = ours[fitted]
-            with torch.no_grad():
-                fit_norm(norm, read + layer(read), read + target[fitted])
     return Conversion(student, fits)
 
 

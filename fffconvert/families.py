@@ -41,8 +41,8 @@ class Family:
         n_ffns: Names of the configuration's numbers whose product is how many FFNs are stored.
         offset_positions: Whether positions are counted from behind the padding token's id, as in RoBERTa: so many
             fewer tokens can be read than there are position embeddings.
-        norm: Path inside a layer to the LayerNorm that takes the sum of the FFN's input and output; none where an
-            FFN reads the normalized residual and its output is added to another tensor.
+        pre_norm: Whether an FFN reads the normalized residual, instead of the very tensor that its output is
+            added to.
     """
 
     model_type: str
@@ -58,7 +58,7 @@ class Family:
     d_model: str = "hidden_size"
     n_ffns: tuple[str, ...] = ("num_hidden_layers",)
     offset_positions: bool = False
-    norm: str | None = "output.LayerNorm"
+    pre_norm: bool = False
 
     def shape(self, tree: TreeShape) -> TreeShape:
         """The shape of a layer of this family for a tree that was asked for: with gates in a GLU."""
@@ -88,7 +88,6 @@ FAMILIES = {
             activation="activation",
             n_neurons="hidden_dim",
             d_model="dim",
-            norm="output_layer_norm",
         ),
         Family("mpnet", "MPNetConfig", offset_positions=True),
         Family("deberta", "DebertaConfig"),
@@ -102,7 +101,6 @@ FAMILIES = {
             place="ffn",
             bypassed=("activation", "ffn_output"),
             n_ffns=("num_hidden_groups", "inner_group_num"),
-            norm="full_layer_layer_norm",
         ),
         Family(
             "modernbert",
@@ -114,7 +112,7 @@ FAMILIES = {
             place="mlp",
             bypassed=(),
             activation="hidden_activation",
-            norm=None,
+            pre_norm=True,
         ),
         *(
             Family(
@@ -126,11 +124,11 @@ FAMILIES = {
                 down="mlp.down_proj",
                 place="mlp",
                 bypassed=(),
-                norm=norm,
+                pre_norm=pre_norm,
             )
-            for model_type, config_class, norm in (
-                ("nomic_bert", "NomicBertConfig", "post_mlp_layernorm"),
-                ("eurobert", "EuroBertConfig", None),
+            for model_type, config_class, pre_norm in (
+                ("nomic_bert", "NomicBertConfig", False),
+                ("eurobert", "EuroBertConfig", True),
             )
         ),
         Family(
@@ -141,10 +139,9 @@ FAMILIES = {
             down="mlp.fc2",
             place="mlp",
             bypassed=(),
-            norm="post_mlp_layernorm",
         ),
         Family("ernie", "ErnieConfig"),
-        Family("xlm-roberta-xl", "XLMRobertaXLConfig", offset_positions=True, norm=None),
+        Family("xlm-roberta-xl", "XLMRobertaXLConfig", offset_positions=True, pre_norm=True),
     )
 }
 
@@ -215,13 +212,6 @@ def ffn_inputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
 def ffn_outputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
     """The modules of a dense model whose output is the output of an FFN, first layer to last."""
     return [layer.get_submodule(family.down) for layer in layers_of(model, family)]
-
-
-def norms_of(model: PreTrainedModel, family: Family) -> list[nn.LayerNorm | None]:
-    """The LayerNorm behind each FFN, first layer to last; none where another tensor comes between."""
-    path = family.norm
-    layers = layers_of(model, family)
-    return [cast(nn.LayerNorm, layer.get_submodule(path)) if path else None for layer in layers]
 
 
 def n_ffns(config: PreTrainedConfig, family: Family) -> int:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fffconvert.cluster import grow
 from fffconvert.dense import CHUNK, DenseFFN
@@ -90,28 +90,6 @@ def fit_layer(
         else:
             fit_parts(ffn, inputs, rest, layer, init, seed)
     return layer
-
-
-@torch.no_grad()
-def fit_norm(norm: nn.LayerNorm, ours: Tensor, theirs: Tensor) -> None:
-    """Gives a LayerNorm, in place, the scale and shift of each channel that mend most of what its input lacks.
-
-    Where a fit cannot follow its target it stays near the mean, and the norm blows up what is left.
-
-    Args:
-        norm: The dense model's LayerNorm behind the FFN, `weight` and `bias` `(d_model,)`.
-        ours: What it is given now, `(n_tokens, d_model)`.
-        theirs: What the dense model gives it, likewise.
-    """
-    given, goal = (norm(x.to(norm.weight)).float() for x in (ours, theirs))  # (n_tokens, d_model)
-    centre, wanted = given.mean(0), goal.mean(0)
-    variance = (given - centre).square().mean(0)  # (d_model,)
-    covariance = ((given - centre) * (goal - wanted)).mean(0)
-    # as much as one token says, for no change
-    doubt = (variance.mean() / len(given)).clamp_min(torch.finfo(torch.float32).tiny)
-    slope = (covariance + doubt) / (variance + doubt)
-    norm.bias.copy_(wanted + slope * (norm.bias.float() - centre))
-    norm.weight.mul_(slope)
 
 
 def fit_parts(

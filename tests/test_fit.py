@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from fffconvert import fit
 from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
-from fffconvert.fit import Init, fit_layer, fit_norm, fit_part, neighbourhood, reduced_rank, ridge
+from fffconvert.fit import Init, fit_layer, fit_part, neighbourhood, reduced_rank, ridge
 from fffconvert.kernels import ACTIVATIONS, reference
 from fffconvert.tree import REMOVED, TreeShape
 
@@ -352,44 +352,3 @@ def test_costs_change_nothing_where_nothing_is_left_out_or_neurons_stay_theirs(s
     plain = fit_layer(ffn, x, shape, "inputs", seed=0)
     weighted = fit_layer(ffn, x, shape, "inputs", seed=0, sensitivity=costs @ costs.T)
     torch.testing.assert_close(output(weighted, x), output(plain, x), rtol=1e-3, atol=1e-3)
-
-
-def norm_of_its_own() -> nn.LayerNorm:
-    norm = nn.LayerNorm(D_MODEL)
-    with torch.no_grad():
-        norm.weight.copy_(normal(D_MODEL, seed=1))
-        norm.bias.copy_(normal(D_MODEL, seed=2))
-    return norm
-
-
-@few
-@given(st.integers(1, 200), st.floats(0, 3), st.integers(0, 99))
-def test_norm_mends_and_never_harms(n_tokens: int, noise: float, seed: int) -> None:
-    norm, theirs = norm_of_its_own(), inputs_of(n_tokens, seed=seed)
-    ours = theirs + noise * normal(n_tokens, D_MODEL, seed=seed + 1)
-    with torch.no_grad():
-        goal, before = norm(theirs), norm(ours)
-        fit_norm(norm, ours, theirs)
-        after = norm(ours)
-    assert float((after - goal).square().sum()) <= float((before - goal).square().sum()) * 1.001 + 1e-6
-    torch.testing.assert_close(after.mean(0), goal.mean(0), atol=1e-5, rtol=1e-5)
-
-
-def test_norm_is_least_squares_for_each_channel() -> None:
-    norm, theirs = norm_of_its_own(), inputs_of(20_000)
-    ours = theirs + normal(20_000, D_MODEL, seed=5)
-    with torch.no_grad():
-        goal, given_ = norm(theirs), norm(ours)
-        fit_norm(norm, ours, theirs)
-        after = norm(ours)
-    for channel in range(D_MODEL):
-        x = torch.stack([given_[:, channel], torch.ones(20_000)], 1)
-        best = x @ torch.linalg.lstsq(x, goal[:, channel, None]).solution
-        torch.testing.assert_close(after[:, channel], best[:, 0], atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("n_tokens", [1, 50])
-def test_norm_with_nothing_to_mend_is_left_as_it_was(n_tokens: int) -> None:
-    norm, before, x = norm_of_its_own(), norm_of_its_own(), inputs_of(n_tokens)
-    fit_norm(norm, x, x)
-    torch.testing.assert_close(norm.state_dict(), before.state_dict())
