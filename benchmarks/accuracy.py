@@ -1,23 +1,26 @@
 """What the FFN is worth, and how much of it a converted model keeps: GLUE tasks, every control, one table.
 
     python -m benchmarks.accuracy WORK RESULTS.json --model MODEL --data-dir GLUE [--task sst2 --task cola ...]
-        [--depth 7] [--leaf-width 12] [--students removed,converted] [--rows 12000] [--epochs 4] [--seed 0]
+        [--shape 7x12,7x27] [--seed 0,1,2] [--students removed,converted] [--rows 12000] [--epochs 4]
 
 For each task this fine-tunes a teacher (once: other shapes and seeds find it in WORK), then converts, distils and
-scores one student after the other, all with the same data, steps, schedule and loss. What is done is not done again:
-the same command goes on after a kill, and one with more tasks or students adds them. RESULTS.json gets the table of
-every task, the sums over tasks, the versions and the processor; `benchmarks.picture` draws it.
+scores one student after the other, all with the same data, steps, schedule and loss; for each seed, and those
+that have a shape for each shape. What is done is not done again: the same command goes on after a kill, and one
+with more tasks or students adds them. RESULTS.json gets the table of every task and seed, the sums over them, the
+versions and the processor; `benchmarks.picture` draws it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fffconvert import Recipe, Training, TreeShape, load
 from fffconvert.checkpoint import read_report, versions
+from fffconvert.conversion import DEFAULT_TREE
 from fffconvert.display import table
 from fffconvert.evaluation import value_kept
 from fffconvert.inspection import env
@@ -38,34 +41,37 @@ CONTROLS = ("removed", "narrow", "random", "neurons")
 FIGURES = ("before_distillation", "score", "retention", "agreement", "hidden_error", "value_kept")
 
 
-def measure(arguments: argparse.Namespace, task: str) -> list[dict[str, Any]]:
-    """The rows of one task: the teacher and the students asked for."""
+def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[str, Any]]:
+    """The rows of one task: the teacher, and the students asked for in every shape."""
     teacher = teacher_of(arguments, task)
-    shape = TreeShape(arguments.depth, arguments.leaf_width)
     epochs = EPOCHS[task] // 2 if arguments.epochs is None else arguments.epochs
+    work = arguments.work / task / f"rows{arguments.rows}-epochs{epochs}-seed{seed}"
+    work.mkdir(exist_ok=True)
+    wanted = {
+        folder_of(name, shape): (name, shape) for shape in arguments.shape for name in arguments.students
+    }
     recipe = Recipe(
         model=str(teacher),
         task=task,
-        tree=shape,
         train_rows=arguments.rows,
         distill=Training(epochs=epochs),
         controls=CONTROLS,
-        seed=arguments.seed,
+        seed=seed,
     )
-    run = (
-        f"depth{shape.depth}-width{shape.leaf_width}-rows{arguments.rows}-epochs{epochs}-seed{arguments.seed}"
-    )
-    work = arguments.work / task / run
-    work.mkdir(exist_ok=True)
-    missing = [name for name in arguments.students if not (work / name).exists()]
-    if missing:
+    if any(not (work / folder).exists() for folder in wanted):
         data = read_recipe_data(recipe, recipe.model, new_head=False, data_dir=arguments.data_dir)
         stages = Stages(recipe, load(recipe.model), data, work, log_with=None)
-        students = students_of(recipe, stages.teacher.model.config)
-        for name in missing:
-            stages.make_student(name, *students[name])
-    reports = {name: read_report(str(work / name)) for name in arguments.students}
-    return table_of(reports)
+        for folder, (name, shape) in wanted.items():
+            students = students_of(replace(recipe, tree=shape), stages.teacher.model.config)
+            stages.make_student(folder, *students[name])
+    rows = table_of({folder: read_report(str(work / folder)) for folder in wanted})
+    names = [TEACHER, *(name for name, _ in wanted.values())]
+    return [{**row, "name": name} for row, name in zip(rows, names, strict=True)]
+
+
+def folder_of(student: str, shape: TreeShape) -> str:
+    """Where a student lies; the model without FFNs is the same for every shape."""
+    return student if student == "removed" else f"{student}-{shape.depth}x{shape.leaf_width}"
 
 
 def teacher_of(arguments: argparse.Namespace, task: str) -> Path:
@@ -81,21 +87,20 @@ def teacher_of(arguments: argparse.Namespace, task: str) -> Path:
 
 def sums(tasks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Each model over all tasks: mean figures; retention and value kept are ratios of sums, never means of ratios."""
-    by_name = {
-        row["name"]: [rows[n] for rows in tasks.values()] for n, row in enumerate(next(iter(tasks.values())))
-    }
-    total = {name: sum(row["score"] for row in rows) for name, rows in by_name.items()}
+    models = list(zip(*tasks.values(), strict=True))  # for each model its row of every task
+    totals = [sum(row["score"] for row in rows) for rows in models]
+    removed = next(
+        (total for total, rows in zip(totals, models, strict=True) if rows[0]["name"] == "removed"), None
+    )
     return [
         {
-            "name": name,
+            "name": rows[0]["name"],
             "active_neurons": rows[0]["active_neurons"],
             **{figure: mean(rows, figure) for figure in FIGURES},
-            "retention": total[name] / total[TEACHER],
-            "value_kept": value_kept(total[name], total["removed"], total[TEACHER])
-            if "removed" in total
-            else None,
+            "retention": total / totals[0],
+            "value_kept": None if removed is None else value_kept(total, removed, totals[0]),
         }
-        for name, rows in by_name.items()
+        for total, rows in zip(totals, models, strict=True)
     ]
 
 
@@ -113,6 +118,11 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     )
 
 
+def shapes(asked: str) -> list[TreeShape]:
+    """Tree shapes from `7x12,7x27`: depth and leaf width."""
+    return [TreeShape(*map(int, shape.split("x"))) for shape in asked.split(",")]
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -124,16 +134,17 @@ def main() -> None:
     parser.add_argument(
         "--students", type=lambda names: names.split(","), default=[CONVERTED, *CONTROLS], metavar="A,B"
     )
-    parser.add_argument("--depth", type=int, default=7)
-    parser.add_argument("--leaf-width", type=int, default=12)
+    parser.add_argument("--shape", type=shapes, default=[DEFAULT_TREE], metavar="DEPTHxWIDTH,...")
     parser.add_argument("--rows", type=int, default=12_000, help="that a student is distilled on, at most")
     parser.add_argument("--epochs", type=int, help="of a student; not given, half as many as its teacher had")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=lambda seeds: [int(s) for s in seeds.split(",")], default=[0])
     arguments = parser.parse_args()
     tasks = {}
     for task in arguments.task or EPOCHS:
-        tasks[task] = measure(arguments, task)
-        show(task, tasks[task])
+        for seed in arguments.seed:
+            title = task if len(arguments.seed) == 1 else f"{task}, seed {seed}"
+            tasks[title] = measure(arguments, task, seed)
+            show(title, tasks[title])
     summary = sums(tasks)
     show(f"Over {', '.join(tasks)}", summary)
     asked = {
