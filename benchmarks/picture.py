@@ -61,6 +61,26 @@ def draw_tasks(axes: Axes, tasks: dict[str, list[dict[str, Any]]]) -> None:
     axes.legend(fontsize=8, frameon=False, loc="lower right", ncols=len(STUDENTS))
 
 
+def draw_shapes(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Score against active neurons of students in several shapes, between two lines: teacher and no FFN."""
+    teacher, removed = (next(row for row in rows if row["name"] == name) for name in ("teacher", "removed"))
+    for name in dict.fromkeys(row["name"] for row in rows if row["name"] not in ("teacher", "removed")):
+        own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["active_neurons"])
+        x = [row["active_neurons"] / teacher["active_neurons"] * 100 for row in own]
+        axes.plot(x, [100 * row["score"] for row in own], "o-", color=STUDENTS[name], label=name)
+        before = [100 * row["before_distillation"] for row in own]
+        axes.plot(x, before, "o--", mfc="none", color=STUDENTS[name], linewidth=1)
+    for row in (teacher, removed):
+        axes.axhline(100 * row["score"], color="#44505c", linewidth=1, linestyle=":")
+        axes.annotate(row["name"], (x[0], 100 * row["score"]), **_ABOVE)
+    axes.set_xscale("log")
+    axes.set_xticks(x, [f"{share:.2g}%" for share in x])
+    axes.minorticks_off()
+    axes.set_xlabel("active neurons")
+    axes.set_ylabel("score, % (dashed: before distillation)")
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+
+
 STUDENTS = {
     "converted": "#1f7a5a",
     "neurons": "#5b7fae",
@@ -100,7 +120,10 @@ def main(report: str, output: str) -> None:
     """Reads a `report.json`, or what a benchmark wrote, and draws what it holds."""
     values = json.loads(Path(report).read_text(encoding="utf-8"))
     parts: list[Callable[[Axes], None]] = []
-    if "tasks" in values:
+    names = [row["name"] for row in values.get("sums", ())]
+    if len(names) > len(set(names)):
+        parts.append(lambda axes: draw_shapes(axes, values["sums"]))
+    elif "tasks" in values:
         parts.append(lambda axes: draw_tasks(axes, values["tasks"]))
     if "table" in values:
         parts.append(lambda axes: draw_quality(axes, values))
