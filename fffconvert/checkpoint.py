@@ -46,6 +46,13 @@ PIPELINE_TAG: dict[Kind, str] = {
 }
 """What the Hub calls each kind of task."""
 
+PROBLEM_TYPE: dict[Kind, Any] = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+"""What `transformers` calls them where a head's loss depends on it."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -108,15 +115,21 @@ def load_for_task(name: str, task: Task, seed: int) -> Loaded:
 
 
 def give_head(config: PreTrainedConfig, task: Task) -> Any:
-    """The class of a model of this configuration with the head that a task asks for; `config` is told of it."""
+    """The class of a model of this configuration with the head that a task asks for; `config` is told of it.
+
+    Raises:
+        UserError: For a head that `transformers` has not for this type of model.
+    """
     config.num_labels = task.n_outputs
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
-    if task.kind == "multi-label":
-        config.problem_type = "multi_label_classification"
-    auto = getattr(transformers, f"AutoModel{HEAD_OF[task.kind]}")
-    return auto._model_mapping[type(config)]
+    config.problem_type = PROBLEM_TYPE.get(task.kind)  # what an earlier head left there would decide the loss
+    auto = f"AutoModel{HEAD_OF[task.kind]}"
+    classes = getattr(transformers, auto)._model_mapping
+    if type(config) not in classes:
+        raise UserError(f"{config.model_type} has no {auto} in transformers, which {task.name} asks for")
+    return classes[type(config)]
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -236,6 +249,8 @@ def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
 
 def refuse_existing(folder: Path) -> None:
     """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
+    if folder.name in ("", ".."):
+        raise UserError(f"{folder} is a folder that is there; name a new one")
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"{existing} is a file; expected a folder to write {folder} in")
@@ -297,7 +312,11 @@ def save(
             report = {**report, "versions": versions()}
             (beside / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         converted = modeling.is_converted(loaded.model.config)
-        card = model_card(loaded, folder.name, report or {}) if converted else dense_card(loaded, folder.name)
+        card = (
+            model_card(loaded, folder.name, report or {}, recipe is not None)
+            if converted
+            else dense_card(loaded, folder.name)
+        )
         (beside / "README.md").write_text(str(card), encoding="utf-8")
 
 
@@ -322,8 +341,15 @@ def versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in packages}
 
 
-def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
-    """The card of a converted model: scores beside controls, share, latency, in the Hub's own format."""
+def model_card(loaded: Loaded, name: str, report: dict[str, Any], recipe: bool = False) -> ModelCard:
+    """The card of a converted model: scores beside controls, share, latency, in the Hub's own format.
+
+    Args:
+        loaded: The model.
+        name: Its folder's.
+        report: What was measured.
+        recipe: Whether a recipe lies beside it.
+    """
     config = loaded.model.config
     shape = modeling.shape_of(config)
     scores = report.get("scores")
@@ -351,6 +377,8 @@ def model_card(loaded: Loaded, name: str, report: dict[str, Any]) -> ModelCard:
         shape=shape,
         dense_neurons=modeling.dense_neurons(config),
         share=shape.active_neurons / modeling.dense_neurons(config),
+        int8=config.int8_projections,
+        recipe=recipe,
         report=report,
     )
     return card

@@ -162,6 +162,8 @@ def run(
         write_json(json_file, found)
         return
     result = pipeline.run(recipe, output, data_dir=data_dir, resume=resume, log_with=log_with)
+    if not display.is_main_process():
+        return
     show_comparison(result.report)
     show_latency(result.report["latency"])
     display.say(
@@ -249,6 +251,7 @@ def convert(
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
     conversion.check_leaves(tree, init, calibration_tokens)  # before a model is read
+    asked = calibration_data(calibration, data)
     if dry_run:
         config = checkpoint.load_config(model)
         head = checkpoint.head_class(model, config)
@@ -257,7 +260,6 @@ def convert(
         write_json(json_file, found)
         return
     checkpoint.refuse_existing(output)
-    asked = calibration_data(calibration, data)
     loaded = checkpoint.load(model)
     made = conversion.convert(
         loaded.model,
@@ -300,10 +302,18 @@ def quantize(model: str, output: Path, json_file: Path | None) -> None:
 
     checkpoint.refuse_existing(output)
     made, gain = quantized(checkpoint.load(model))
-    checkpoint.save(made, output, report={**checkpoint.read_report(model), "int8": gain})
+    checkpoint.save(made, output, report={**fit_of(model), "int8": gain})
     show_int8(gain)
     display.say(f"The int8 model is in {output}")
     write_json(json_file, gain)
+
+
+def fit_of(model: str) -> dict[str, Any]:
+    """What a report says of the trees themselves, which int8 leaves alone; all else in it is of another model."""
+    from fffconvert import checkpoint
+
+    report = checkpoint.read_report(model)
+    return {"layers": report["layers"]} if "layers" in report else {}
 
 
 def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
@@ -311,6 +321,7 @@ def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
     from fffconvert import conversion, latency
     from fffconvert.text import standard_library_sentences
 
+    loaded.model.float()
     made = replace(loaded, model=conversion.quantize(loaded.model))
     error = conversion.rounding_error(
         loaded.model, made.model, loaded.tokenizer, standard_library_sentences()
@@ -586,7 +597,7 @@ def info(model: str, json_file: Path | None) -> None:
     """Show the trees of MODEL: shape, sizes, and how evenly their leaves are used.
 
     \b
-    fffconvert info distilled
+    fffconvert info student
     """
     quiet_libraries()
     from fffconvert import inspection

@@ -12,6 +12,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -36,11 +37,11 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callab
         yield _progress_lines(description, total, done)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=err, disable=not is_main_process()) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
@@ -69,21 +70,21 @@ def track(items: Sequence[T], description: str) -> Iterator[T]:
             advance("")
 
 
-def say(message: str) -> None:
-    """One line about what happens next, on stderr."""
+def say(message: str, style: str | None = None) -> None:
+    """One line about what happens next, on stderr. What stands in brackets stays: paths and extras may have them."""
     if is_main_process():
-        err.print(message)
+        err.print(message, style=style, markup=False)
 
 
 def table(title: str, columns: list[str], rows: Iterable[Iterable[object]]) -> None:
     """Prints a table on stdout: text to the left, numbers to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=Text(title), title_justify="left")
     for number, column in enumerate(columns):
         numeric = all(_is_number(row[number]) for row in cells)
-        drawn.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+        drawn.add_column(Text(column), justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     if is_main_process():
         out.print(drawn)
 

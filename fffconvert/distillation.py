@@ -94,6 +94,8 @@ def distill(
         UserError: If student and teacher do not fit each other, or training diverges.
     """
     check_pair(student, teacher)
+    if getattr(student.config, "int8_projections", False):
+        raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
     teacher = teacher.eval()
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -120,6 +122,7 @@ def distill(
         description=description,
         seed=seed,
         dropout=False,
+        teacher=teacher,
         checkpoints=checkpoints,
         log_with=log_with,
     )
@@ -134,8 +137,6 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     ours, theirs = (type(model).__name__.partition("For")[2] for model in (student, teacher))
     if ours not in ("", theirs):  # a student without a head is taught hidden states alone
         raise UserError(f"the student is made For{ours} and the teacher is not; expected the same head")
-    if getattr(student.config, "int8_projections", False):
-        raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
 
 
 def distillation_loss(

@@ -109,21 +109,27 @@ def tokenized(
 def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
     """What turns a label as it stands in a column into what the model's loss takes.
 
-    A class may be given by its name, whatever its case, or by its number.
+    A class may be given by its name, whatever its case, or by its number; by numbers where no label is a name.
     """
     numbers = {name.lower(): number for number, name in enumerate(task.labels)}
     feature = rows.features[task.label] if task.label else None
     names = class_names(feature) or []
 
+    def named(value: Any) -> Any:
+        return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+
+    given = rows[task.label] if task.label and numbers else ()
+    found = {str(named(value)).lower() for row in given for value in labels_in(task.kind, row)}
+    by_name = not found.isdisjoint(numbers)
+
     def one(value: Any) -> int:
-        name = names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
-        if (known := numbers.get(str(name).lower())) is not None:
+        if (known := numbers.get(str(named(value)).lower())) is not None:
             return known
-        if isinstance(value, int) and 0 <= value < len(task.labels):
+        if not by_name and isinstance(value, int) and 0 <= value < len(task.labels):
             return value
         raise UserError(
-            f"{task.name}: {name!r} in column {task.label!r} is no label; expected one of "
-            f"{', '.join(task.labels)}, or its number from 0"
+            f"{task.name}: {named(value)!r} in column {task.label!r} is no label; expected one of "
+            f"{', '.join(task.labels)}" + ("" if by_name else ", or its number from 0")
         )
 
     def several(values: Any) -> list[float]:

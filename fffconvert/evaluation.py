@@ -19,7 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert.calibration import evaluating
 from fffconvert.display import progress_bar
-from fffconvert.distillation import hidden_errors
+from fffconvert.distillation import check_pair, hidden_errors
 from fffconvert.encoding import IGNORED, LABELS
 from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
@@ -149,7 +149,13 @@ class Judge:
         }
 
     def __call__(self, model: PreTrainedModel) -> Scores:
-        """Scores a model, dense or converted."""
+        """Scores a model, dense or converted.
+
+        Raises:
+            UserError: For a model whose outputs cannot be compared with the teacher's.
+        """
+        if self.teacher is not None:
+            check_pair(model, self.teacher)
         scores = self.score_outputs(model)
         if self.teacher is None:
             return scores
@@ -190,7 +196,7 @@ def evaluate(
         pooling: How an encoder makes sentence embeddings; the mean over the tokens without it.
 
     Raises:
-        UserError: For a task without labels and no teacher to compare with.
+        UserError: For a task without labels and no teacher to compare with, or a teacher that cannot be compared.
     """
     return Judge(tokenizer, task, validations, teacher, pooling)(model)
 

@@ -29,7 +29,7 @@ class Info:
         n_ffns: FFNs that are stored: fewer where layers share one (ALBERT).
         d_model: Their width.
         dense_neurons: Neurons of a dense FFN.
-        gated: Whether its neurons have gates (a GLU); such layers run on the PyTorch reference.
+        gated: Whether its neurons have gates (a GLU).
         tree: The shape of every layer; none for a dense model.
         active_neurons: Neurons that one token uses in a layer.
         parameters: Numbers that one FFN or FFF layer stores.

@@ -45,6 +45,7 @@ from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
 RECIPE = "recipe.yaml"
+START = ".start"  # of the folder with a student as it was before distillation
 COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")
 
 
@@ -55,7 +56,7 @@ class Result:
     Attributes:
         output: The converted model's folder.
         teacher: The folder of the fine-tuned teacher, if the recipe asked for one.
-        report: What `report.json` holds.
+        report: What `report.json` holds; of several processes only the first has its `latency`.
     """
 
     output: Path
@@ -87,8 +88,8 @@ def run(
     try:
         return run_stages(recipe, output, work, data_dir, log_with)
     except BaseException:
-        if is_main_process() and [path.name for path in work.iterdir()] == [RECIPE]:
-            shutil.rmtree(work)  # nothing to resume
+        if is_main_process() and all(path.suffix in (".yaml", START) for path in work.iterdir()):
+            shutil.rmtree(work)  # nothing that was trained
         raise
 
 
@@ -109,7 +110,8 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     saved = work / RECIPE
     if is_main_process():
         refuse_existing(output)
-        refuse_existing(teacher_folder(output))
+        if recipe.finetune is not None:
+            refuse_existing(teacher_folder(output))
         if saved.exists() and not resume:
             raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
         if resume and not saved.exists():
@@ -239,11 +241,13 @@ class Stages:
         """Converts, distils, evaluates and writes one student to the work folder, unless it is there."""
         if (self.work / name).exists():
             return
-        say(f"[bold]{name}[/bold]: {shape.active_neurons:g} active neurons per token")
-        conversion = build(self.teacher.model, self.calibration, shape, init, self.recipe.seed)
-        before = self.judge(conversion.model)
+        say(f"{name}: {shape.active_neurons:g} active neurons per token", style="bold")
+        start = self.work / f"{name}{START}"
+        if not start.exists():
+            self.make_start(start, shape, init)
+        model = load(str(start)).model
         distill(
-            conversion.model,
+            model,
             self.teacher.model,
             self.teacher.tokenizer,
             self.data.rows,
@@ -253,13 +257,20 @@ class Stages:
             log_with=self.log_with,
             pooling=self.teacher.pooling,
         )
+        report = {"scores": self.judge(model).to_dict(), **read_report(str(start))}
+        save(replace(self.teacher, model=model), self.work / name, self.recipe, report)
+        wait_for_everyone()
+        if is_main_process():
+            shutil.rmtree(start)
+
+    def make_start(self, folder: Path, shape: TreeShape, init: Init) -> None:
+        """Converts a student and scores it before distillation; a run that is resumed goes on from that."""
+        conversion = build(self.teacher.model, self.calibration, shape, init, self.recipe.seed)
         report = {
-            "scores": self.judge(conversion.model).to_dict(),
-            "before_distillation": before.to_dict(),
+            "before_distillation": self.judge(conversion.model).to_dict(),
             "layers": [layer.to_dict() for layer in conversion.layers],
         }
-        student = replace(self.teacher, model=conversion.model)
-        save(student, self.work / name, self.recipe, report)
+        save(replace(self.teacher, model=conversion.model), folder, report=report)
         wait_for_everyone()
 
 
@@ -276,6 +287,7 @@ def publish(stages: Stages, output: Path) -> Result:
         if teacher is not None:
             (work / TEACHER).rename(teacher)
         shutil.rmtree(work)
+    wait_for_everyone()
     return Result(output, teacher, report)
 
 

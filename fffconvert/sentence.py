@@ -89,7 +89,8 @@ def read_modules(name: str) -> SentenceModules | None:
     """What a Hub id or a folder holds beside its transformer; none for what is no sentence-transformers model.
 
     Raises:
-        UserError: For a model with code of its own, or with the transformer in a place of its own.
+        UserError: For a `modules.json` that is malformed, a model with code of its own, or with the transformer in a
+            place of its own.
     """
     found = cached_file(
         name,
@@ -100,21 +101,25 @@ def read_modules(name: str) -> SentenceModules | None:
     )
     if found is None:
         return None
-    modules = json.loads(Path(found).read_text(encoding="utf-8"))
-    for module in modules:
-        if not module["type"].startswith("sentence_transformers."):
-            raise UserError(f"{name}: module {module['type']} is code of the model's own, which is not run")
-    if modules[0]["path"]:
+    try:
+        modules = json.loads(Path(found).read_text(encoding="utf-8"))
+        types, paths = zip(*((str(module["type"]), str(module["path"])) for module in modules), strict=True)
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{name}: {MODULES} is no list of modules with a type and a path each") from error
+    for kind in types:
+        if not kind.startswith("sentence_transformers."):
+            raise UserError(f"{name}: module {kind} is code of the model's own, which is not run")
+    if paths[0]:
         raise UserError(
-            f"{name}: its transformer lies in {modules[0]['path']}; expected it beside {MODULES}, where "
+            f"{name}: its transformer lies in {paths[0]}; expected it beside {MODULES}, where "
             "SentenceTransformer(...).save_pretrained(FOLDER) puts it"
         )
     root = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=list(KEPT)))
     files = {str(p.relative_to(root)): p.read_bytes() for pattern in KEPT for p in sorted(root.glob(pattern))}
-    for module in modules[1:]:
-        folder = root / module["path"]
-        if not fnmatch(module["path"], "[0-9]*_*") or "/" in module["path"]:
-            raise UserError(f"{name}: module folder {module['path']!r}; expected one such as 1_Pooling")
+    for path in paths[1:]:
+        folder = root / path
+        if not fnmatch(path, "[0-9]*_*") or "/" in path:
+            raise UserError(f"{name}: module folder {path!r}; expected one such as 1_Pooling")
         if (folder / "pytorch_model.bin").exists() and not (folder / "model.safetensors").exists():
             raise UserError(
                 f"{folder}: weights as a pickle are not read; save the model as safetensors first"

@@ -62,7 +62,7 @@ def show_scores(name: str, scores: dict[str, Any]) -> None:
 def show_comparison(report: dict[str, Any]) -> None:
     """The converted model beside its teacher and controls."""
     metric = report["scores"]["metric"]
-    agreement = "neighbours agree" if report["scores"]["task"] == "text" else "agreement"
+    agreement = "neighbours agree" if metric == "cosine" else "agreement"
     display.table(
         f"{report['scores']['task']}: {metric}",
         [
@@ -105,7 +105,7 @@ def show_latency(latency: dict[str, Any]) -> None:
         display.say(f"{name} was not timed: {reason}")
     if not all(row["steady"] for row in latency["rows"]):
         display.say(
-            "[yellow]The machine was busy: what is marked ± spread means little. Measure again.[/yellow]"
+            "The machine was busy: what is marked ± spread means little. Measure again.", style="yellow"
         )
 
 

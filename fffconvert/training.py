@@ -11,8 +11,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,11 @@ def train(
     description: str,
     seed: int = 0,
     dropout: bool = True,
+    teacher: nn.Module | None = None,
     checkpoints: Path | None = None,
     log_with: str | None = None,
 ) -> None:
-    """Trains a model in place.
+    """Trains a model in place, in float32: in half precision most of an update would round away.
 
     Args:
         model: What is trained: every parameter that requires a gradient.
@@ -133,6 +135,7 @@ def train(
         description: What the progress bar says.
         seed: Decides the order of the rows and dropout.
         dropout: Whether the model's own dropout is on.
+        teacher: What `loss` compares the model with; a run with another one is not resumed.
         checkpoints: Folder for checkpoints. The newest in it is resumed, and it is emptied at the end.
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
@@ -144,6 +147,7 @@ def train(
         raise UserError(
             f"batch_size is {settings.batch_size}; expected a multiple of the {accelerator.num_processes} processes"
         )
+    model.float()
     set_seed(seed, device_specific=True)
     sampler = EpochSampler(list(rows["length"]), settings.batch_size, seed)
     batches = BatchSampler(sampler, settings.batch_size, drop_last=len(rows) >= settings.batch_size)
@@ -159,7 +163,14 @@ def train(
         model, optimizer, schedule, batches_of(rows, tokenizer, batches)
     )
     wrapped.train(dropout)
-    described = {**asdict(settings), "seed": seed, "rows": len(rows)}
+    described = {
+        **asdict(settings),
+        "seed": seed,
+        "rows": len(rows),
+        "data": digest_of(repr(batch).encode() for batch in rows.iter(1000)),
+        "model": digest_of(bytes_of(model)),
+        "teacher": digest_of(bytes_of(teacher)) if teacher is not None else None,
+    }
     step = resume(accelerator, checkpoints, described)
     if log_with:
         accelerator.init_trackers("fffconvert", config=asdict(settings))
@@ -209,6 +220,20 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
+def digest_of(parts: Iterable[bytes]) -> str:
+    """What tells data from other data."""
+    digest = sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def bytes_of(model: nn.Module) -> Iterator[bytes]:
+    """A model's weights, one tensor after the other."""
+    for tensor in model.state_dict().values():
+        yield tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def report(
     accelerator: Accelerator,
     figures: dict[str, Tensor],
@@ -228,7 +253,7 @@ def report(
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any]) -> None:
     """Writes `folder/step-N` beside its name first, then removes the older ones.
 
-    The settings of the run lie beside it, so that no other run resumes it.
+    What tells the run from others lies beside it, so that none of them resumes it.
 
     Raises:
         UserError: For a checkpoint that cannot be written, as to a full disk.
@@ -263,12 +288,15 @@ def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, An
     """Loads the newest checkpoint, if there is one; returns the step that it was taken at.
 
     Raises:
-        UserError: For checkpoints of a run with other settings.
+        UserError: For checkpoints of a run with other settings, another model or other data.
     """
     if folder is None or not checkpoints_in(folder):
         return 0
-    if json.loads((folder / SETTINGS).read_text(encoding="utf-8")) != settings:
-        raise UserError(f"{folder} holds checkpoints of a run with other settings; delete it to start anew")
+    theirs = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    if other := [name for name in settings if theirs.get(name) != settings[name]]:
+        raise UserError(
+            f"{folder} holds checkpoints of a run with another {' and '.join(other)}; delete it to start anew"
+        )
     step = checkpoints_in(folder)[-1]
     say(f"Resuming from step {step}")
     accelerator.load_state(str(folder / f"step-{step}"))

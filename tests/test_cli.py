@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import fffconvert
+from fffconvert import pipeline
 from fffconvert.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
@@ -91,6 +92,38 @@ def listing(tmp_path: Path) -> Callable[[], set[str]]:
 
 
 # ---- Every command
+
+
+def test_an_output_without_a_name_is_refused_at_once(
+    dense: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    for output in (".", ".."):
+        assert "name a new one" in fail("convert", dense, output, "--calibration", text, *TREE)
+
+
+def test_a_dry_run_looks_at_what_it_is_given(dense: str, tmp_path: Path) -> None:
+    asked = fail("convert", dense, tmp_path / "out", "--calibration", tmp_path / "no.txt", "--dry-run")
+    assert "no.txt is neither a file nor a task" in asked
+
+
+def test_a_teacher_of_another_size_is_refused(dense: str, text: Path, folder_of: Callable[..., str]) -> None:
+    deep = folder_of(BertForSequenceClassification(tiny_config(num_hidden_layers=3)), "deep")
+    assert "num_hidden_layers is 2 and the teacher's 3" in fail(
+        "evaluate", dense, "--text", text, "--teacher", deep
+    )
+
+
+def test_all_processes_but_the_first_are_done_when_the_run_is(
+    dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {dense}\ntask: sst2\n")
+    result = pipeline.Result(tmp_path / "out", None, {"table": [], "scores": {"retention": 0.5}})
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: result)
+    monkeypatch.setenv("RANK", "1")
+    assert succeed("run", recipe, "--output", tmp_path / "out", "--min-retention", 0.9) == ""
 
 
 def commands(group: click.Group = main, *path: str) -> Iterator[tuple[str, click.Command]]:

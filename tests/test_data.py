@@ -326,6 +326,19 @@ def test_named_classes_are_matched_by_name(
     assert "The data's labels neg, pos are taken by number for the model's bad, good" in said
 
 
+def test_names_and_numbers_are_not_mixed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Stars from 0 for a model whose classes are called 1 to 5 would merge two of them."""
+    stars = config_for("classification", id2label={i: str(i + 1) for i in range(5)})
+    with pytest.raises(UserError, match=r"0 in column 'label' is no label; expected one of 1, 2, 3, 4, 5$"):
+        encoded_labels(tmp_path, tokenizer, stars, [0, 1, 4])
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["same", "other"])})
+    rows = Dataset.from_dict({"text": sentences(2), "label": [0, 1]}, features=features)
+    DatasetDict(train=rows).save_to_disk(tmp_path / "saved")
+    three = config_for("classification", id2label={0: "same", 1: "neutral", 2: "opposite"})
+    with pytest.raises(UserError, match=r"'other' in column 'label' is no label; expected one of same"):
+        read_data(DataSource(str(tmp_path / "saved")), tokenizer, three)
+
+
 def test_regression(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     config = config_for("classification", num_labels=1)
     assert encoded_labels(tmp_path, tokenizer, config, [1, 2]) == [1.0, 2.0]

@@ -29,6 +29,14 @@ def test_the_first_process_speaks(rank, speaks, capsys, monkeypatch):
     assert (bool(out), bool(err)) == (speaks, speaks)
 
 
+def test_what_stands_in_brackets_is_shown(capsys):
+    display.say("pip install 'fffconvert[onnx]' into [/old]", style="bold")
+    display.table("a [/old]", ["[a]"], [["[red]wide enough"]])
+    out, err = capsys.readouterr()
+    assert "'fffconvert[onnx]' into [/old]" in err
+    assert all(text in out for text in ("a [/old]", "[a]", "[red]wide"))
+
+
 def test_a_table_shows_numbers_short_and_nothing_as_a_dash(capsys):
     display.table("Scores", ["name", "score"], [("one", 0.123456), ("two", None), ("three", "12.5%")])
     out = capsys.readouterr().out

@@ -15,13 +15,14 @@ from conftest import sentences, tiny_config
 from transformers import AutoTokenizer, BertForMaskedLM, BertModel, PreTrainedTokenizerFast, set_seed
 
 from fffconvert import checkpoint
+from fffconvert.checkpoint import give_head
 from fffconvert.cli import main
 from fffconvert.data import read_data, read_validations
 from fffconvert.distillation import distillation_loss
 from fffconvert.errors import UserError
 from fffconvert.evaluation import LONGEST_ANSWER, Judge, evaluate, spans
 from fffconvert.recipe import DataSource
-from fffconvert.tasks import kind_of
+from fffconvert.tasks import TASKS, Task, kind_of
 
 TEXTS = sentences(32)
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -52,6 +53,16 @@ METRIC = {
     "masked": "accuracy",
     "embedding": "cosine",
 }
+
+
+def test_a_new_head_forgets_what_the_old_one_answered() -> None:
+    config = tiny_config()
+    for name, kind in (("mnli", "single_label_classification"), ("stsb", "regression")):
+        give_head(config, TASKS[name])
+        assert config.problem_type == kind
+    nomic = tiny_config("nomic_bert")
+    with pytest.raises(UserError, match=r"nomic_bert has no AutoModelForQuestionAnswering in transformers"):
+        give_head(nomic, Task("own", ("question", "context"), kind="question"))
 
 
 def run(*arguments: object) -> Result:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,9 +194,17 @@ def test_the_command_writes_the_model_and_says_what_it_loses_and_gains(
     student, folder_of, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(latency, "time_in_turn", lambda runs, _: [[1.0 + n] for n, _ in enumerate(runs)])
-    output = tmp_path / "int8"
-    result = CliRunner().invoke(main, ["quantize", folder_of(student), str(output)])
+    output, folder = tmp_path / "int8", Path(folder_of(student.bfloat16()))
+    scores = {"task": "sst2", "metric": "accuracy", "metrics": {"validation": {"accuracy": 0.9123}}}
+    float32 = {"scores": scores, "latency": {"rows": []}, "table": [], "layers": []}
+    (folder / "report.json").write_text(json.dumps(float32))
+    result = CliRunner().invoke(main, ["quantize", str(folder), str(output)])
     assert result.exit_code == 0, result.output
+    assert set(json.loads((output / "report.json").read_text())) == {"layers", "int8", "versions"}
+    card = (output / "README.md").read_text()
+    assert "0.9123" not in card, "what was measured of the float32 model is not said of this one"
+    assert "stored in int8" in card
+    assert "recipe.yaml" not in card
     assert "int8 moves the last hidden states by" in result.output
     report = json.loads((output / "report.json").read_text())["int8"]
     assert 0 < report["error"] < 0.1

@@ -211,9 +211,9 @@ def run_and_hold(recipe: Recipe, output: Path, data_dir: Path, resume: bool, hel
 KILLED_AT = {
     "step 3 of teacher": {"recipe.yaml"},
     "step 7 of teacher": {"recipe.yaml", "teacher.checkpoints"},
-    "start of converted": {"recipe.yaml", "teacher"},
-    "step 7 of student": {"recipe.yaml", "teacher", "converted.checkpoints"},
-    "start of removed": {"recipe.yaml", "teacher", "converted"},
+    "start of converted": {"recipe.yaml", "teacher", "converted.start"},
+    "step 7 of student": {"recipe.yaml", "teacher", "converted.start", "converted.checkpoints"},
+    "start of removed": {"recipe.yaml", "teacher", "converted", "removed.start"},
 }
 """Where one run is killed, time after time, and what then lies in its work folder."""
 
@@ -275,12 +275,22 @@ def test_a_run_that_cannot_be_leaves_nothing(
     assert names_in(tmp_path) == before
 
 
+def test_a_teacher_may_lie_beside_the_output_where_none_is_made(
+    recipe: Recipe, glue: Path, tmp_path: Path
+) -> None:
+    Path(recipe.model).rename(tmp_path / "out-teacher")
+    result = run(replace(recipe, model=str(tmp_path / "out-teacher")), tmp_path / "out", data_dir=glue)
+    assert result.teacher is None
+    assert (tmp_path / "out-teacher" / "model.safetensors").exists()
+
+
 def test_an_output_that_is_there_is_left_alone(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
-    for name in ("out", "out-teacher"):
+    tuned = replace(recipe, finetune=Training(epochs=1))
+    for name, asked in (("out", recipe), ("out-teacher", tuned)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.txt").write_text("mine")
         with pytest.raises(UserError, match=rf"{name} exists and is not empty; name a new folder"):
-            run(recipe, tmp_path / "out", data_dir=glue)
+            run(asked, tmp_path / "out", data_dir=glue)
         assert names_in(tmp_path / name) == {"mine.txt"}
         (tmp_path / name).rename(tmp_path / f"kept-{name}")
     with pytest.raises(UserError, match=r"out.work holds no run to resume"):

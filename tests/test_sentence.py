@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +131,13 @@ def test_a_default_prompt_stands_before_every_text(include, folder_of, tmp_path)
 
 def test_an_ordinary_folder_has_no_modules(classifier, folder_of):
     assert read_modules(folder_of(classifier)) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "[1]", '[{"path": ""}]'])
+def test_a_list_of_modules_that_is_none(encoder, content):
+    (Path(encoder) / "modules.json").write_text(content)
+    with pytest.raises(UserError, match=r"modules.json is no list of modules with a type and a path each"):
+        read_modules(encoder)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -140,6 +141,17 @@ def test_training_is_deterministic(
         ends.append(weights_of(classifier))
     assert_same_weights(ends[0], ends[1])
     assert not torch.equal(ends[0]["classifier.weight"], ends[2]["classifier.weight"])
+
+
+def test_a_model_in_half_precision_is_trained_in_float32(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    classifier.bfloat16()
+    before = weights_of(classifier)
+    finetune(classifier, tokenizer, rows_for(tokenizer), replace(SETTINGS, epochs=1, learning_rate=1e-5))
+    assert classifier.dtype == torch.float32
+    name = "bert.encoder.layer.0.output.LayerNorm.weight"
+    assert not torch.equal(before[name].float(), classifier.get_parameter(name))
 
 
 def test_fewer_rows_than_a_batch(
@@ -290,14 +302,21 @@ def interrupted(
     """The checkpoints of a run that was interrupted at step 7."""
     interrupt_at(7, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS, checkpoints=tmp_path / "checkpoints")
+        finetune(
+            deepcopy(classifier),
+            tokenizer,
+            rows_for(tokenizer),
+            SETTINGS,
+            checkpoints=tmp_path / "checkpoints",
+        )
     return tmp_path / "checkpoints"
 
 
 def test_only_the_newest_checkpoint_is_kept(interrupted: Path) -> None:
     assert sorted(path.name for path in interrupted.iterdir()) == ["settings.json", "step-5"]
     settings = json.loads((interrupted / "settings.json").read_text())
-    assert settings == {**asdict(SETTINGS), "seed": 0, "rows": 92}
+    known = {**asdict(SETTINGS), "seed": 0, "rows": 92, "teacher": None}
+    assert settings == {**known, "data": settings["data"], "model": settings["model"]}
 
 
 @pytest.mark.parametrize(
@@ -312,9 +331,37 @@ def test_checkpoints_of_other_settings_are_refused(
     classifier: BertForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    with pytest.raises(UserError, match="run with other settings; delete it"):
+    with pytest.raises(UserError, match=r"run with another (learning_rate|seed); delete it"):
         finetune(classifier, tokenizer, rows_for(tokenizer), settings, seed=seed, checkpoints=interrupted)
     assert checkpoints_in(interrupted) == [5]
+
+
+def test_checkpoints_of_another_model_or_other_data_are_refused(
+    interrupted: Path, classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = rows_for(tokenizer)
+    other_rows = rows.map(lambda row: {"labels": 1 - row["labels"]})
+    with pytest.raises(UserError, match=r"run with another data; delete it"):
+        finetune(classifier, tokenizer, other_rows, SETTINGS, checkpoints=interrupted)
+    classifier.classifier.bias.data += 0.1
+    with pytest.raises(UserError, match=r"run with another model; delete it"):
+        finetune(classifier, tokenizer, rows, SETTINGS, checkpoints=interrupted)
+    assert checkpoints_in(interrupted) == [5]
+
+
+def test_checkpoints_of_another_teacher_are_refused(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student, rows = student_of(classifier, tokenizer), rows_for(tokenizer)
+    interrupt_at(7, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        distill(deepcopy(student), classifier, tokenizer, rows, SETTINGS, checkpoints=tmp_path / "kept")
+    classifier.classifier.bias.data += 0.1
+    with pytest.raises(UserError, match=r"run with another teacher; delete it"):
+        distill(student, classifier, tokenizer, rows, SETTINGS, checkpoints=tmp_path / "kept")
 
 
 def test_a_checkpoint_that_was_not_written_whole_is_ignored(
