@@ -211,9 +211,11 @@ def sensitivities(
     totals = [torch.zeros(()) for _ in places]
     ends = accumulate(int(batch["attention_mask"].sum()) for batch in batches)
     few = batches[: bisect_left(list(ends), SENSITIVITY_TOKENS) + 1]
+    # a head that chooses among texts reads them in groups
+    asked = base_of(model) if type(model).__name__.endswith("ForMultipleChoice") else model
     with evaluating(model), torch.enable_grad(), differentiable(places) as outputs:
         for batch in track(few, "Differentiating"):
-            given = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            given = asked(**{name: tensor.to(model.device) for name, tensor in batch.items()})
             projected = projection(given, batch["attention_mask"], generator)
             flat = [output for of_place in outputs for output in of_place]
             gradients = iter(torch.autograd.grad(projected, flat))

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from fffconvert import modeling
 from fffconvert.display import is_main_process
 from fffconvert.errors import UserError, first_line
-from fffconvert.families import family_of
+from fffconvert.families import family_of, longest_text
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
 from fffconvert.tasks import HEAD_OF, TASKS, Kind, Task, kind_of
@@ -244,6 +244,7 @@ def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
             f"{name}: its tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; "
             "expected no more than the model has"
         )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(config))
     return tokenizer
 
 
@@ -251,7 +252,11 @@ def refuse_existing(folder: Path) -> None:
     """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
     if folder.name in ("", ".."):
         raise UserError(f"{folder} is a folder that is there; name a new one")
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; expected a folder")
+    if folder.is_mount():
+        raise UserError(f"{folder} is a mount point; name a folder in it")
+    existing = next(path for path in folder.absolute().parents if path.exists())
     if not existing.is_dir():
         raise UserError(f"{existing} is a file; expected a folder to write {folder} in")
     if not os.access(existing, os.W_OK):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,7 @@ def convert(
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
     from fffconvert import checkpoint, conversion, estimate
+    from fffconvert.data import read_texts
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
@@ -255,6 +257,8 @@ def convert(
     if dry_run:
         config = checkpoint.load_config(model)
         head = checkpoint.head_class(model, config)
+        if asked is not None:
+            read_texts(asked, config, data_dir)  # says what is wrong with it
         found = estimate.estimate(head, config, tree, init, estimate.Work(calibration_tokens)).to_dict()
         show_estimate(model, found)
         write_json(json_file, found)
@@ -351,7 +355,7 @@ def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
     if asked is not None:
         return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
     display.say("Calibrating on Python's own documentation; --calibration with text like yours works better")
-    return standard_library_sentences()
+    return (loaded.prompt + sentence for sentence in standard_library_sentences())
 
 
 @main.command()
@@ -410,6 +414,7 @@ def finetune(
         log_with=log_with,
     )
     checkpoint.save(loaded, output)
+    forget_checkpoints(output)
     display.say(f"The teacher is in {output}")
 
 
@@ -481,12 +486,19 @@ def distill(
         pooling=dense.pooling,
     )
     checkpoint.save(replace(loaded, name=teacher), output)
+    forget_checkpoints(output)
     display.say(f"The distilled model is in {output}")
 
 
 def checkpoints_of(output: Path) -> Path:
     """Where the checkpoints of a command that writes `output` lie."""
     return output.with_name(f"{output.name}.checkpoints")
+
+
+def forget_checkpoints(output: Path) -> None:
+    """Deletes them, now that what they led to is saved."""
+    if display.is_main_process():
+        shutil.rmtree(checkpoints_of(output), ignore_errors=True)
 
 
 @main.command()

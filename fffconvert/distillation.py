@@ -37,7 +37,7 @@ def finetune(
         rows: Tokenized rows with `labels` and `length` (see `fffconvert.encoding.tokenized`).
         settings: Epochs, learning rate and so on.
         seed: Decides the order of the rows and dropout.
-        checkpoints: Folder for checkpoints; the newest in it is resumed.
+        checkpoints: Folder for checkpoints; the newest in it is resumed. Delete it when the model is saved.
         log_with: A tracker that Accelerate knows.
 
     Raises:
@@ -85,7 +85,7 @@ def distill(
         rows: Tokenized rows with `length`; `labels` are ignored.
         settings: Epochs, learning rate and so on.
         seed: Decides the order of the rows.
-        checkpoints: Folder for checkpoints; the newest in it is resumed.
+        checkpoints: Folder for checkpoints; the newest in it is resumed. Delete it when the model is saved.
         log_with: A tracker that Accelerate knows.
         description: What the progress bar says.
         pooling: How the teacher makes sentence embeddings; the student is then taught these as well.

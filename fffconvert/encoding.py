@@ -133,7 +133,12 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
         )
 
     def several(values: Any) -> list[float]:
-        chosen = {one(value) for value in labels_in(task.kind, values)}
+        chosen = [one(value) for value in labels_in(task.kind, values)]
+        if len(set(chosen)) < len(chosen):  # as in 0 and 1 for every label
+            raise UserError(
+                f"{task.name}: {values!r} in column {task.label!r} names a label twice; expected the names or "
+                "numbers of a row's labels"
+            )
         return [float(number in chosen) for number in range(len(task.labels))]
 
     def number(value: Any) -> float:

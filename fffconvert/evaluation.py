@@ -29,6 +29,7 @@ from fffconvert.tasks import Task
 from fffconvert.training import Batch, batches_of, make_accelerator
 
 BATCH_SIZE = 64
+ROWS_AT_ONCE = 1024  # of the similarities of all texts to all others
 ROWS_FOR_HIDDEN_ERROR = 512  # hidden states vary little from row to row, and both models must run
 
 Outputs = dict[str, Answers]
@@ -402,6 +403,9 @@ def hidden_error(
 
 def nearest(vectors: NDArray[np.float32]) -> NDArray[np.intp]:
     """For each row the number of the row closest to it, `(n_texts,)`."""
-    similarity = vectors @ vectors.T
-    np.fill_diagonal(similarity, -np.inf)
-    return similarity.argmax(1)
+    found = []
+    for start in range(0, len(vectors), ROWS_AT_ONCE):
+        similarity = vectors[start : start + ROWS_AT_ONCE] @ vectors.T  # (n_at_once, n_texts)
+        np.fill_diagonal(similarity[:, start:], -np.inf)
+        found.append(similarity.argmax(1))
+    return np.concatenate(found)

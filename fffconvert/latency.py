@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,8 +88,8 @@ def benchmark(
 
     Args:
         model: A converted model, on the CPU.
-        dense: Its original. Latency does not depend on the weights of a dense model, so without one an
-            untrained model of the same size stands in.
+        dense: Its original, which is timed in the dtype of `model`. Latency does not depend on the weights of a
+            dense model, so without one an untrained model of the same size stands in.
         sizes: Batch and length of the inputs to the whole models; lengths are cut to what the model can read.
         layer_tokens: Tokens in the inputs to a layer.
         others: Also what takes a while to prepare: both models and the dense layer under `torch.compile`, and
@@ -106,6 +107,8 @@ def benchmark(
     family = converted_family(model.config)
     dense = dense or untrained_twin(model)
     check_original(model, dense)
+    if dense.dtype != model.dtype:  # training is in float32, whatever the original was in
+        dense = deepcopy(dense).to(model.dtype)  # type: ignore[arg-type]
     models = {"dense": dense, "converted": model, "FFNs removed": without_ffns(model)}
     if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
         models["converted int8"] = quantize(model)

@@ -6,6 +6,7 @@ the run is resumed. The last step gives the result its name and deletes the rest
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,11 +41,12 @@ from fffconvert.fit import Init
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Recipe
 from fffconvert.tasks import Task, check_head
-from fffconvert.training import wait_for_everyone
+from fffconvert.training import digest_of_rows, digest_of_weights, wait_for_everyone
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
 RECIPE = "recipe.yaml"
+INPUTS = "inputs.json"  # what tells the teacher and the data of a run from others
 START = ".start"  # of the folder with a student as it was before distillation
 COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")
 
@@ -87,9 +89,14 @@ def run(
     work = open_work(recipe, output, resume)
     try:
         return run_stages(recipe, output, work, data_dir, log_with)
-    except BaseException:
-        if is_main_process() and all(path.suffix in (".yaml", START) for path in work.iterdir()):
-            shutil.rmtree(work)  # nothing that was trained
+    except BaseException as error:
+        kept = {
+            path.name
+            for path in work.iterdir()
+            if not (isinstance(error, UserError) and path.suffix == START)
+        }
+        if is_main_process() and not resume and kept <= {RECIPE, INPUTS}:
+            shutil.rmtree(work)  # nothing to resume
         raise
 
 
@@ -99,6 +106,7 @@ def run_stages(
     """As `run`, in a folder for work in progress."""
     base, data = load_base(recipe, work, data_dir)
     stages = Stages(recipe, make_teacher(recipe, base, data, work, log_with), data, work, log_with)
+    check_inputs(stages)
     for name, (shape, init) in students_of(recipe, base.model.config).items():
         stages.make_student(name, shape, init)
     return publish(stages, output)
@@ -124,6 +132,24 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
         saved.write_text(recipe.to_yaml(), encoding="utf-8")
     wait_for_everyone()
     return work
+
+
+def check_inputs(stages: Stages) -> None:
+    """Raises a `UserError` for a run that is resumed with another teacher or other data than it began with."""
+    found = {
+        "teacher": digest_of_weights(stages.teacher.model),
+        "data": digest_of_rows(stages.data.rows),
+    }
+    file = stages.work / INPUTS
+    if file.exists():
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        if other := [name for name in found if theirs.get(name) != found[name]]:
+            raise UserError(
+                f"{stages.work} holds a run with another {' and '.join(other)}; resume with that, or delete it"
+            )
+    wait_for_everyone()
+    if is_main_process():
+        file.write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 
 def teacher_folder(output: Path) -> Path:
@@ -194,6 +220,8 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
         )
         save(base, work / TEACHER)
         wait_for_everyone()
+        if is_main_process():
+            shutil.rmtree(work / f"{TEACHER}.checkpoints", ignore_errors=True)
     return base
 
 
@@ -262,6 +290,7 @@ class Stages:
         wait_for_everyone()
         if is_main_process():
             shutil.rmtree(start)
+            shutil.rmtree(self.work / f"{name}.checkpoints", ignore_errors=True)
 
     def make_start(self, folder: Path, shape: TreeShape, init: Init) -> None:
         """Converts a student and scores it before distillation; a run that is resumed goes on from that."""

@@ -48,7 +48,7 @@ class SentenceModules:
     def prompt(self) -> str:
         """What sentence-transformers puts before every text unless told otherwise; in most models nothing."""
         settings = json.loads(self.files.get(SETTINGS[0], b"{}"))
-        return str(settings.get("prompts", {}).get(settings.get("default_prompt_name")) or "")
+        return str((settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or "")
 
     def pooling(self, prompt_tokens: int = 0) -> nn.Module:
         """The modules after the transformer, as sentence-transformers makes them (see `embeddings`).
@@ -124,7 +124,12 @@ def read_modules(name: str) -> SentenceModules | None:
             raise UserError(
                 f"{folder}: weights as a pickle are not read; save the model as safetensors first"
             )
-    return SentenceModules(files)
+    beside = SentenceModules(files)
+    try:
+        beside.prompt  # noqa: B018 - read once, for what it may raise
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{name}: {SETTINGS[0]} is not what sentence-transformers writes") from error
+    return beside
 
 
 def embeddings(hidden: Tensor, attention_mask: Tensor, pooling: nn.Module | None) -> Tensor:

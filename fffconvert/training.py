@@ -136,7 +136,8 @@ def train(
         seed: Decides the order of the rows and dropout.
         dropout: Whether the model's own dropout is on.
         teacher: What `loss` compares the model with; a run with another one is not resumed.
-        checkpoints: Folder for checkpoints. The newest in it is resumed, and it is emptied at the end.
+        checkpoints: Folder for checkpoints. The newest in it is resumed. It is for the caller to delete, once the
+            model is saved.
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
     Raises:
@@ -167,9 +168,9 @@ def train(
         **asdict(settings),
         "seed": seed,
         "rows": len(rows),
-        "data": digest_of(repr(batch).encode() for batch in rows.iter(1000)),
-        "model": digest_of(bytes_of(model)),
-        "teacher": digest_of(bytes_of(teacher)) if teacher is not None else None,
+        "data": digest_of_rows(rows),
+        "model": digest_of_weights(model),
+        "teacher": digest_of_weights(teacher) if teacher is not None else None,
     }
     step = resume(accelerator, checkpoints, described)
     if log_with:
@@ -196,8 +197,6 @@ def train(
     accelerator.end_training()
     accelerator.free_memory()
     model.to("cpu").eval()  # type: ignore[arg-type]
-    if checkpoints and accelerator.is_main_process:
-        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
@@ -220,18 +219,25 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
+def digest_of_rows(rows: Dataset) -> str:
+    """What tells tokenized rows from any others."""
+    return digest_of(repr(batch).encode() for batch in rows.iter(1000))
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """What tells a model's weights from any others."""
+    return digest_of(
+        tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for tensor in model.state_dict().values()
+    )
+
+
 def digest_of(parts: Iterable[bytes]) -> str:
-    """What tells data from other data."""
+    """The digest of what comes in parts."""
     digest = sha256()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def bytes_of(model: nn.Module) -> Iterator[bytes]:
-    """A model's weights, one tensor after the other."""
-    for tensor in model.state_dict().values():
-        yield tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def report(

@@ -106,6 +106,15 @@ def test_an_output_without_a_name_is_refused_at_once(
 def test_a_dry_run_looks_at_what_it_is_given(dense: str, tmp_path: Path) -> None:
     asked = fail("convert", dense, tmp_path / "out", "--calibration", tmp_path / "no.txt", "--dry-run")
     assert "no.txt is neither a file nor a task" in asked
+    asked = fail("convert", dense, tmp_path / "out", "--data", tmp_path / "no.csv", "--dry-run")
+    assert "no.csv" in asked
+
+
+def test_texts_are_cut_at_what_a_new_teacher_can_read(dense: str, tmp_path: Path) -> None:
+    rows = [{"text": "good film " * 100, "label": label} for label in ("a", "b")]
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    long = ["--data", tmp_path / "long.jsonl", "--max-length", 1000]
+    succeed("finetune", dense, tmp_path / "out", *long, *QUICK)
 
 
 def test_a_teacher_of_another_size_is_refused(dense: str, text: Path, folder_of: Callable[..., str]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import sentences
+from conftest import sentences, tiny_config
 from torch import Tensor
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertForMultipleChoice, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from fffconvert.calibration import calibrate
 from fffconvert.conversion import HELD_OUT, Conversion, convert
@@ -118,3 +118,9 @@ def test_says_where_leaves_have_few_tokens_of_their_own(
     assert "Of 32 leaves most will have fewer than 32" in " ".join(capsys.readouterr().err.split())
     converted(classifier, tokenizer, shape=TreeShape(depth=5, leaf_width=1), init="random")
     assert "leaves" not in capsys.readouterr().err
+
+
+def test_a_head_that_chooses_among_texts_is_converted(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = BertForMultipleChoice(tiny_config()).eval()
+    made = convert(model, tokenizer, sentences(40), TreeShape(2, 2), calibration_tokens=300)
+    assert made.model.config.fff["linear"], "so sensitivities were asked for"

@@ -359,6 +359,16 @@ def test_several_labels(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> N
     assert list(read_data(DataSource(str(file)), tokenizer, config).rows["labels"]) == [[1, 1], [1, 0]]
 
 
+def test_zeros_and_ones_for_every_label_are_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(2), "labels": [[0, 1, 1], [0, 0, 1]]})
+    with pytest.raises(
+        UserError, match=r"names a label twice; expected the names or numbers of a row's labels"
+    ):
+        read_data(source, tokenizer, None)
+
+
 def test_labels_are_not_looked_at_where_they_are_not_wanted(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

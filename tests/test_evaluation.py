@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from fffconvert import UserError
+from fffconvert import UserError, evaluation
 from fffconvert.evaluation import (
     closeness,
     cosines,
@@ -19,6 +19,15 @@ from fffconvert.evaluation import (
     value_kept,
 )
 from fffconvert.tasks import TASKS, as_asked_of
+
+
+def test_the_nearest_are_the_same_some_rows_at_a_time(monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(23, 5)).astype(np.float32)
+    whole = evaluation.nearest(vectors)
+    similarity = vectors @ vectors.T - 1e9 * np.eye(23, dtype=np.float32)
+    assert list(whole) == list(similarity.argmax(1))
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 7)
+    assert list(evaluation.nearest(vectors)) == list(whole)
 
 
 def test_value_kept():

@@ -211,9 +211,15 @@ def run_and_hold(recipe: Recipe, output: Path, data_dir: Path, resume: bool, hel
 KILLED_AT = {
     "step 3 of teacher": {"recipe.yaml"},
     "step 7 of teacher": {"recipe.yaml", "teacher.checkpoints"},
-    "start of converted": {"recipe.yaml", "teacher", "converted.start"},
-    "step 7 of student": {"recipe.yaml", "teacher", "converted.start", "converted.checkpoints"},
-    "start of removed": {"recipe.yaml", "teacher", "converted", "removed.start"},
+    "start of converted": {"recipe.yaml", "inputs.json", "teacher", "converted.start"},
+    "step 7 of student": {
+        "recipe.yaml",
+        "inputs.json",
+        "teacher",
+        "converted.start",
+        "converted.checkpoints",
+    },
+    "start of removed": {"recipe.yaml", "inputs.json", "teacher", "converted", "removed.start"},
 }
 """Where one run is killed, time after time, and what then lies in its work folder."""
 
@@ -248,6 +254,36 @@ def test_a_run_that_is_killed_and_resumed_makes_the_same_models(
         assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
     assert resumed.report["table"] == whole.report["table"]
     assert not work.exists()
+
+
+def test_a_run_is_not_resumed_with_another_teacher_and_loses_nothing_by_it(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline_module, "distill", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "out", data_dir=glue)
+    left = {"recipe.yaml", "inputs.json", "converted.start"}
+    assert names_in(tmp_path / "out.work") == left
+    other = load(recipe.model)
+    other.model.classifier.bias.data += 0.1
+    other.model.save_pretrained(recipe.model)
+    with pytest.raises(
+        UserError, match=r"out.work holds a run with another teacher; resume with that, or delete"
+    ):
+        run(recipe, tmp_path / "out", data_dir=glue, resume=True)
+    assert names_in(tmp_path / "out.work") == left
+
+
+def test_a_model_in_half_precision_goes_all_the_way(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
+    loaded = load(recipe.model)
+    loaded.model.bfloat16().save_pretrained(recipe.model)
+    result = run(recipe, tmp_path / "out", data_dir=glue)
+    assert result.report["latency"]["rows"]
+    assert load(str(result.output)).model.dtype == torch.float32
 
 
 # ---- Mistakes

@@ -133,6 +133,13 @@ def test_an_ordinary_folder_has_no_modules(classifier, folder_of):
     assert read_modules(folder_of(classifier)) is None
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"prompts": [1]}'])
+def test_settings_that_are_none(encoder, content):
+    (Path(encoder) / "config_sentence_transformers.json").write_text(content)
+    with pytest.raises(UserError, match="is not what sentence-transformers writes"):
+        read_modules(encoder)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "[1]", '[{"path": ""}]'])
 def test_a_list_of_modules_that_is_none(encoder, content):
     (Path(encoder) / "modules.json").write_text(content)
