@@ -45,7 +45,7 @@ def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[st
     """The rows of one task: the teacher, and the students asked for in every shape."""
     teacher = teacher_of(arguments, task)
     epochs = EPOCHS[task] // 2 if arguments.epochs is None else arguments.epochs
-    work = arguments.work / task / f"rows{arguments.rows}-epochs{epochs}-seed{seed}"
+    work = folder_of_task(arguments, task) / f"rows{arguments.rows}-epochs{epochs}-seed{seed}"
     work.mkdir(exist_ok=True)
     wanted = {
         folder_of(name, shape): (name, shape) for shape in arguments.shape for name in arguments.students
@@ -69,6 +69,12 @@ def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[st
     return [{**row, "name": name} for row, name in zip(rows, names, strict=True)]
 
 
+def folder_of_task(arguments: argparse.Namespace, task: str) -> Path:
+    """Where what is made of one model for one task lies."""
+    work: Path = arguments.work
+    return work / arguments.model.strip("/").replace("/", "--") / task
+
+
 def folder_of(student: str, shape: TreeShape) -> str:
     """Where a student lies; the model without FFNs is the same for every shape."""
     return student if student == "removed" else f"{student}-{shape.depth}x{shape.leaf_width}"
@@ -76,7 +82,7 @@ def folder_of(student: str, shape: TreeShape) -> str:
 
 def teacher_of(arguments: argparse.Namespace, task: str) -> Path:
     """The folder of a task's teacher, made if it is not there."""
-    work: Path = arguments.work / task
+    work = folder_of_task(arguments, task)
     work.mkdir(parents=True, exist_ok=True)
     if not (work / TEACHER).exists():
         finetune = Training(epochs=EPOCHS[task], learning_rate=1e-4, weight_decay=0.01)

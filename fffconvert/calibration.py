@@ -29,6 +29,7 @@ Batch = dict[str, Tensor]
 """A padded batch as a model takes it, each tensor `(n_texts, n_tokens)`."""
 
 BATCH_SIZE = 32
+BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated
 ENCODED_AT_ONCE = 1024
 MAX_LENGTH = 128
 FEWEST_TOKENS_PER_TEXT = 4  # a word between two special tokens, and one to spare
@@ -211,6 +212,8 @@ def sensitivities(
     totals = [torch.zeros(()) for _ in places]
     ends = accumulate(int(batch["attention_mask"].sum()) for batch in batches)
     few = batches[: bisect_left(list(ends), SENSITIVITY_TOKENS) + 1]
+    if model.get_output_embeddings() is not None:  # a number for each word of the vocabulary at each place
+        few = [part for batch in few for part in parts_of(batch)]
     # a head that chooses among texts reads them in groups
     asked = base_of(model) if type(model).__name__.endswith("ForMultipleChoice") else model
     with evaluating(model), torch.enable_grad(), differentiable(places) as outputs:
@@ -224,6 +227,12 @@ def sensitivities(
                 totals[number] = totals[number] + rows.T @ rows
                 of_place.clear()
     return [total / total.diagonal().mean().clamp_min(torch.finfo(total.dtype).tiny) for total in totals]
+
+
+def parts_of(batch: Batch) -> list[Batch]:
+    """A batch in smaller ones."""
+    columns = [tensor.split(BATCH_SIZE_OF_WORDS) for tensor in batch.values()]
+    return [dict(zip(batch, parts, strict=True)) for parts in zip(*columns, strict=True)]
 
 
 def projection(given: ModelOutput, attention_mask: Tensor, generator: torch.Generator) -> Tensor:

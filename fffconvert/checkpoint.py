@@ -218,7 +218,7 @@ def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_h
         raise UserError(
             f"{name}: the weights hold {unexpected[0]}{and_more(unexpected)} that config.json has no place for"
         )
-    for key, tensor in model.named_parameters():
+    for key, tensor in model.state_dict().items():  # routers are buffers
         if not torch.isfinite(tensor).all():
             raise UserError(
                 f"{name}: {key} holds NaN or infinity; expected finite numbers. "

@@ -133,6 +133,7 @@ def build(
     family = family_of(model.config)
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)
+    check_leaves(tree, init, calibration.n_tokens)
     if init != "random" and tree.n_leaves * FEWEST_TOKENS > calibration.n_tokens:
         say(
             f"Of {tree.n_leaves:,} leaves most will have fewer than {FEWEST_TOKENS} of the {calibration.n_tokens:,} "
@@ -150,8 +151,8 @@ def build(
             ours = calibration.heard_in(student, place, f"Fitting layer {number + 1} of {len(ffns)}")
         if not family.pre_norm:
             target = target + (theirs - ours)  # the residual sum is with the FFN's own input
-        n_held_out = max(1, int(HELD_OUT * len(ours)))
-        fitted = slice(n_held_out, None) if len(ours) > 1 else slice(None)
+        n_held_out = max(2, int(HELD_OUT * len(ours)))  # one token has no spread
+        fitted = slice(n_held_out, None) if len(ours) > n_held_out else slice(None)
         layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted], sensitivity)
         place.load_state_dict(layer.state_dict())
         fits.append(measure(number, layer, ours, target, n_held_out))

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
+from fffconvert.calibration import evaluating
 from fffconvert.encoding import LABELS
 from fffconvert.errors import UserError
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
-from fffconvert.training import Batch, train
+from fffconvert.training import Batch, moved, train, training_device
 
 TOKEN_LOGITS = ("start_logits", "end_logits")  # one number per token: (n_rows, n_tokens)
 
@@ -96,11 +97,9 @@ def distill(
     check_pair(student, teacher)
     if getattr(student.config, "int8_projections", False):
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
-    teacher = teacher.eval()
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
-        teacher.to(inputs["input_ids"].device)  # type: ignore[arg-type]
         with torch.no_grad():
             target = teacher(**inputs, output_hidden_states=True)
         output = wrapped(**inputs, output_hidden_states=True)
@@ -113,19 +112,20 @@ def distill(
         figures["embedding"] = embedding_error(ours, theirs)
         return value + figures["embedding"], figures
 
-    train(
-        student,
-        rows,
-        tokenizer,
-        loss,
-        settings or Training(),
-        description=description,
-        seed=seed,
-        dropout=False,
-        teacher=teacher,
-        checkpoints=checkpoints,
-        log_with=log_with,
-    )
+    with evaluating(teacher), moved(teacher, training_device()):
+        train(
+            student,
+            rows,
+            tokenizer,
+            loss,
+            settings or Training(),
+            description=description,
+            seed=seed,
+            dropout=False,
+            teacher=teacher,
+            checkpoints=checkpoints,
+            log_with=log_with,
+        )
 
 
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

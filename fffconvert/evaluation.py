@@ -26,9 +26,10 @@ from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.modeling import dense_neurons, is_converted, shape_of
 from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
-from fffconvert.training import Batch, batches_of, make_accelerator
+from fffconvert.training import Batch, batches_of, make_accelerator, moved, training_device
 
 BATCH_SIZE = 64
+BATCH_SIZE_OF_WORDS = 8  # of models that give a number for each word of their vocabulary at each place
 ROWS_AT_ONCE = 1024  # of the similarities of all texts to all others
 ROWS_FOR_HIDDEN_ERROR = 512  # hidden states vary little from row to row, and both models must run
 
@@ -166,10 +167,10 @@ class Judge:
     def score_outputs(self, model: PreTrainedModel) -> Scores:
         """As a call, of what the model gives alone."""
         ours = self.outputs_of(model)
-        if self.task.kind == "embedding":
-            return score_encoder(model.config, self.task, ours, self.theirs or ours)
         if not self.task.is_labelled:
-            return score_agreement(model.config, self.task, ours, self.theirs or ours)
+            assert self.theirs is not None  # as __init__ asks
+            score = score_encoder if self.task.kind == "embedding" else score_agreement
+            return score(model.config, self.task, ours, self.theirs)
         labels = {split: truth(self.task, rows) for split, rows in self.validations.items()}
         if self.task.kind == "similarity":
             return score_similarity(model.config, self.task, labels, ours, self.theirs)
@@ -276,7 +277,7 @@ def make_scores(
         metric=metric,
         score=value,
         teacher_score=teacher_score,
-        retention=value / teacher_score if teacher_score else None,
+        retention=value / teacher_score if teacher_score and teacher_score > 0 else None,
         agreement=agreed,
         active_neurons=active,
         dense_neurons=dense,
@@ -319,11 +320,14 @@ def tags(output: ModelOutput, _batch: Batch) -> Tensor:
 
 
 def words(output: ModelOutput, batch: Batch) -> Tensor:
-    """The likeliest token at each place and the true one's log-probability there, `(n_rows, n_tokens, 2)`."""
-    scores = logits(output, batch)  # (n_rows, n_tokens, n_words)
-    true = batch["labels"].clamp_min(0)[..., None]  # (n_rows, n_tokens, 1); IGNORED places are dropped later
-    log_probability = scores.gather(-1, true)[..., 0] - scores.logsumexp(-1)
-    return torch.stack([scores.argmax(-1).double(), log_probability.double()], -1)
+    """The likeliest token at each masked place and the true one's log-probability there, `(n_rows, n_tokens, 2)`."""
+    counted = batch["labels"] != IGNORED  # (n_rows, n_tokens)
+    scores = output["logits"][counted].float()  # (n_counted, n_words)
+    true = batch["labels"][counted][:, None]  # (n_counted, 1)
+    log_probability = scores.gather(-1, true)[:, 0] - scores.logsumexp(-1)
+    found = scores.new_zeros(*counted.shape, 2)
+    found[counted] = torch.stack([scores.argmax(-1).float(), log_probability], -1)
+    return found
 
 
 def spans(output: ModelOutput, batch: Batch) -> Tensor:
@@ -356,6 +360,12 @@ def embed(
     return np.stack(forward_all(model, tokenizer, rows, f"Embedding {split}", pool))
 
 
+def device_for(model: PreTrainedModel) -> torch.device:
+    """Where a model is judged: where Accelerate would train it, but int8 projections run on CPUs alone."""
+    int8 = getattr(model.config, "int8_projections", False)
+    return torch.device("cpu") if int8 else training_device()
+
+
 def forward_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -365,22 +375,30 @@ def forward_all(
     hidden_states: bool = False,
 ) -> list[NDArray[Any]]:
     """Runs a model over all rows; gives for each row what `pick` takes from the output and the batch."""
-    accelerator = make_accelerator()
-    size = BATCH_SIZE - BATCH_SIZE % accelerator.num_processes
+    accelerator, device = make_accelerator(), device_for(model)
+    most = BATCH_SIZE if model.get_output_embeddings() is None else BATCH_SIZE_OF_WORDS
+    size = -(-most // accelerator.num_processes) * accelerator.num_processes
     by_length = np.argsort(rows["length"], kind="stable")[::-1]  # little padding, and the longest batch first
     sampler = BatchSampler(SequentialSampler(rows), size, drop_last=False)
     loader = accelerator.prepare_data_loader(batches_of(rows.select(by_length), tokenizer, sampler))
-    model.to(accelerator.device)
     found: list[NDArray[Any]] = []
-    with evaluating(model), torch.no_grad(), progress_bar(description, len(loader)) as advance:
+    with (
+        evaluating(model),
+        moved(model, device),
+        torch.no_grad(),
+        progress_bar(description, len(loader)) as advance,
+    ):
         for batch in loader:
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
             inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
-            picked = accelerator.pad_across_processes(
-                pick(model(**inputs, output_hidden_states=hidden_states), batch), dim=1
+            output = model(**inputs, output_hidden_states=hidden_states)
+            if not output[0].isfinite().all():
+                raise UserError(f"{type(model).__name__} gives NaN or infinity; expected finite numbers")
+            picked = pick(output, batch).to(accelerator.device)
+            found.extend(
+                accelerator.gather_for_metrics(accelerator.pad_across_processes(picked, dim=1)).cpu().numpy()
             )
-            found.extend(accelerator.gather_for_metrics(picked).cpu().numpy())
             advance("")
-    model.to("cpu")  # type: ignore[arg-type]
     return [found[place] for place in np.argsort(by_length)]
 
 
@@ -392,12 +410,11 @@ def hidden_error(
     def compare(output: ModelOutput, batch: Batch) -> Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
         real = batch["attention_mask"].float()
-        return hidden_errors(output, teacher.to(real.device)(**inputs, output_hidden_states=True), real)  # type: ignore[arg-type]
+        return hidden_errors(output, teacher(**inputs, output_hidden_states=True), real)
 
     rows = rows.select(range(min(ROWS_FOR_HIDDEN_ERROR, len(rows))))
-    with evaluating(teacher):
+    with evaluating(teacher), moved(teacher, device_for(model)):
         errors = forward_all(model, tokenizer, rows, "Comparing hidden states", compare, True)
-    teacher.to("cpu")  # type: ignore[arg-type]
     return float(np.mean(errors))
 
 

@@ -19,6 +19,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fffconvert.tasks import Task
 
+LARGEST_LOSS = 700.0  # whose exponential is a number still, as JSON asks
+
 Answers = NDArray[Any] | Sequence[NDArray[Any]]
 """One answer for each row; an array where all have the same shape."""
 
@@ -38,7 +40,7 @@ def predictions(task: Task, answers: Answers) -> NDArray[Any]:
 
 
 def compute_metrics(task: Task, answers: Answers, labels: Answers) -> dict[str, float]:
-    """The task's metrics; one that is not defined, as for a constant prediction, is 0.
+    """The task's metrics; a correlation that is not defined, as of a constant prediction, is 0.
 
     Args:
         task: The task.
@@ -48,7 +50,7 @@ def compute_metrics(task: Task, answers: Answers, labels: Answers) -> dict[str, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a constant prediction has no correlation
         values = {name: float(_METRICS[name](task, answers, labels)) for name in task.metrics}
-    return {name: value if np.isfinite(value) else 0.0 for name, value in values.items()}
+    return {name: 0.0 if np.isnan(value) else value for name, value in values.items()}
 
 
 def agreement(task: Task, ours: Answers, theirs: Answers) -> float:
@@ -132,5 +134,5 @@ _METRICS = {
     "span_f1": span_f1,
     "exact_match": exact_match,
     "loss": loss,
-    "perplexity": lambda *given: np.exp(loss(*given)),
+    "perplexity": lambda *given: np.exp(min(loss(*given), LARGEST_LOSS)),
 }

@@ -60,7 +60,9 @@ def option_size(command: Command) -> Command:
 
 def option_log_with(command: Command) -> Command:
     """Adds `--log-with TRACKER`."""
-    text = "Log training to a tracker that Accelerate knows, such as tensorboard or wandb."
+    text = (
+        "Log training to a tracker that Accelerate knows, such as wandb, or tensorboard: to the folder runs."
+    )
     return click.option("--log-with", metavar="TRACKER", help=text)(command)
 
 

@@ -90,14 +90,18 @@ def run(
     try:
         return run_stages(recipe, output, work, data_dir, log_with)
     except BaseException as error:
-        kept = {
-            path.name
-            for path in work.iterdir()
-            if not (isinstance(error, UserError) and path.suffix == START)
-        }
-        if is_main_process() and not resume and kept <= {RECIPE, INPUTS}:
-            shutil.rmtree(work)  # nothing to resume
+        if is_main_process() and not resume:
+            clear_if_nothing_to_resume(work, error)
         raise
+
+
+def clear_if_nothing_to_resume(work: Path, error: BaseException) -> None:
+    """Deletes the folder of a run that failed before anything was trained: what was asked of it was wrong."""
+    kept = {
+        path.name for path in work.iterdir() if not (isinstance(error, UserError) and path.suffix == START)
+    }
+    if kept <= {RECIPE, INPUTS}:
+        shutil.rmtree(work)
 
 
 def run_stages(
@@ -114,14 +118,16 @@ def run_stages(
 
 def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     """The folder for work in progress: a new one, or that of the run to resume."""
+    refuse_existing(output)
     work = output.with_name(f"{output.name}.work")
     saved = work / RECIPE
     if is_main_process():
-        refuse_existing(output)
         if recipe.finetune is not None:
             refuse_existing(teacher_folder(output))
         if saved.exists() and not resume:
             raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
+        if not resume:
+            refuse_existing(work)  # it will be deleted
         if resume and not saved.exists():
             raise UserError(f"{work} holds no run to resume")
         if resume and saved.read_text(encoding="utf-8") != recipe.to_yaml():
@@ -308,6 +314,7 @@ def publish(stages: Stages, output: Path) -> Result:
     work, recipe, config = stages.work, stages.recipe, stages.teacher.model.config
     student = replace(load(str(work / CONVERTED)), name=recipe.model)
     reports = {name: read_report(str(work / name)) for name in students_of(recipe, config)}
+    wait_for_everyone()  # all have read what the first will delete
     report = {**reports[CONVERTED], "table": table_of(reports)}
     teacher = teacher_folder(output) if recipe.finetune is not None else None
     if is_main_process():

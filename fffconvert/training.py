@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +20,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.state import is_initialized
 from accelerate.tracking import filter_trackers
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
 from datasets import Dataset, List
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -35,11 +42,12 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fffconvert.display import progress_bar, say
-from fffconvert.errors import UserError
+from fffconvert.errors import UserError, first_line
 from fffconvert.fff import FFF
 from fffconvert.recipe import Training
 
 SETTINGS = "settings.json"  # in the folder of a run's checkpoints
+LOGS = "runs"  # of trackers that write files, as TensorBoard looks for them
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -65,11 +73,13 @@ class EpochSampler(Sampler[int]):
         return len(self.lengths)
 
 
-def make_accelerator(gradient_accumulation: int = 1, log_with: str | None = None) -> Accelerator:
+def make_accelerator(
+    gradient_accumulation: int = 1, log_with: str | None = None, run_name: str = ""
+) -> Accelerator:
     """An Accelerator as this package uses it: a batch is shared out over the processes.
 
-    Mixed precision is what `accelerate launch` or `accelerate config` says; without a word from them it is
-    bfloat16 on a GPU that has it, and off elsewhere.
+    Mixed precision is what this process has used Accelerate with before, or what `accelerate launch` or
+    `accelerate config` says; without a word from them it is bfloat16 on a GPU that has it, and off elsewhere.
 
     Raises:
         UserError: For a tracker that Accelerate does not know, or that is not installed.
@@ -77,14 +87,31 @@ def make_accelerator(gradient_accumulation: int = 1, log_with: str | None = None
     if log_with:
         check_tracker(log_with)
     bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bfloat16 else "no")
     return Accelerator(
         gradient_accumulation_steps=gradient_accumulation,
-        mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bfloat16 else "no"),
+        mixed_precision=None if is_initialized() else asked,  # a process has one for good
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         log_with=log_with,
-        project_dir="." if log_with else None,
+        project_config=ProjectConfiguration(logging_dir=f"{LOGS}/{run_name}"),
     )
+
+
+def training_device() -> torch.device:
+    """Where Accelerate puts what this process trains."""
+    return PartialState().device
+
+
+@contextmanager
+def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Has a model on a device for a while."""
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def check_tracker(name: str) -> None:
@@ -126,6 +153,8 @@ def train(
 ) -> None:
     """Trains a model in place, in float32: in half precision most of an update would round away.
 
+    Afterwards it is on the CPU, its dropout off.
+
     Args:
         model: What is trained: every parameter that requires a gradient.
         rows: Tokenized rows with their `length`.
@@ -136,14 +165,15 @@ def train(
         seed: Decides the order of the rows and dropout.
         dropout: Whether the model's own dropout is on.
         teacher: What `loss` compares the model with; a run with another one is not resumed.
-        checkpoints: Folder for checkpoints. The newest in it is resumed. It is for the caller to delete, once the
-            model is saved.
+        checkpoints: Folder for checkpoints, which names the run for a tracker too. The newest in it is resumed. It
+            is for the caller to delete, once the model is saved.
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
     Raises:
         UserError: For a batch that the processes cannot share out, or a loss that is not finite.
     """
-    accelerator = make_accelerator(settings.gradient_accumulation, log_with)
+    run_name = f"{checkpoints.resolve().parent.stem}-{checkpoints.stem}" if checkpoints else description
+    accelerator = make_accelerator(settings.gradient_accumulation, log_with, run_name)
     if settings.batch_size % accelerator.num_processes:
         raise UserError(
             f"batch_size is {settings.batch_size}; expected a multiple of the {accelerator.num_processes} processes"
@@ -164,17 +194,11 @@ def train(
         model, optimizer, schedule, batches_of(rows, tokenizer, batches)
     )
     wrapped.train(dropout)
-    described = {
-        **asdict(settings),
-        "seed": seed,
-        "rows": len(rows),
-        "data": digest_of_rows(rows),
-        "model": digest_of_weights(model),
-        "teacher": digest_of_weights(teacher) if teacher is not None else None,
-    }
+    described = describe(settings, seed, rows, model, teacher) if checkpoints else {}
     step = resume(accelerator, checkpoints, described)
     if log_with:
-        accelerator.init_trackers("fffconvert", config=asdict(settings))
+        named = {"wandb": {"name": run_name}}
+        accelerator.init_trackers("fffconvert", config=asdict(settings), init_kwargs=named)
     with progress_bar(description, n_steps, done=step) as advance:
         while step < n_steps:
             epoch, done = divmod(step, steps_per_epoch)
@@ -217,6 +241,20 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
         if parameter.requires_grad:
             groups.setdefault(rates.get(parameter, learning_rate), []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def describe(
+    settings: Training, seed: int, rows: Dataset, model: nn.Module, teacher: nn.Module | None
+) -> dict[str, Any]:
+    """What tells a training run from others."""
+    return {
+        **asdict(settings),
+        "seed": seed,
+        "rows": len(rows),
+        "data": digest_of_rows(rows),
+        "model": digest_of_weights(model),
+        "teacher": digest_of_weights(teacher) if teacher is not None else None,
+    }
 
 
 def digest_of_rows(rows: Dataset) -> str:
@@ -273,9 +311,13 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
     try:
         accelerator.save_state(str(partial))
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(partial if checkpoints_in(folder) else folder, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        if not checkpoints_in(folder):
+            (folder / SETTINGS).unlink(missing_ok=True)
+            with suppress(OSError):  # there is something else in it
+                folder.rmdir()
         raise UserError(
-            f"{whole} could not be written ({str(error).splitlines()[0]}); older checkpoints are kept"
+            f"{whole} could not be written ({first_line(error)}); the checkpoints before it are kept"
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
