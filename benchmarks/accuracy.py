@@ -20,7 +20,6 @@ from typing import Any
 
 from fffconvert import Recipe, Training, TreeShape, load
 from fffconvert.checkpoint import read_report, versions
-from fffconvert.conversion import DEFAULT_TREE
 from fffconvert.display import table
 from fffconvert.evaluation import value_kept
 from fffconvert.inspection import env
@@ -34,6 +33,7 @@ from fffconvert.pipeline import (
     students_of,
     table_of,
 )
+from fffconvert.tree import DEFAULT_TREE
 
 EPOCHS = {"sst2": 2, "mrpc": 6, "cola": 6, "stsb": 6, "mnli": 2}  # of the teacher
 TEACHER_ROWS = 30_000  # all of MNLI's partial set

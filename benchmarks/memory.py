@@ -64,8 +64,8 @@ def main() -> None:
         parser.error("expected two folders: DENSE CONVERTED")
     dense, converted = arguments.models
     from fffconvert.checkpoint import load, save
-    from fffconvert.conversion import quantize
     from fffconvert.display import table
+    from fffconvert.quantization import quantize
 
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(converted)

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fffconvert.checkpoint import Loaded, save
-from fffconvert.conversion import DEFAULT_TREE
 from fffconvert.families import FAMILIES
 from fffconvert.modeling import config_class, config_with, model_class
+from fffconvert.tree import DEFAULT_TREE
 
 
 def main(folder: str, *changes: str) -> None:

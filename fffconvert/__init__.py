@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from fffconvert.conversion import Conversion as Conversion
     from fffconvert.conversion import LayerFit as LayerFit
     from fffconvert.conversion import convert as convert
-    from fffconvert.conversion import quantize as quantize
     from fffconvert.data import Data as Data
     from fffconvert.data import read_data as read_data
     from fffconvert.data import read_validations as read_validations
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from fffconvert.latency import benchmark as benchmark
     from fffconvert.pipeline import Result as Result
     from fffconvert.pipeline import run as run
+    from fffconvert.quantization import quantize as quantize
     from fffconvert.recipe import DataSource as DataSource
     from fffconvert.recipe import Recipe as Recipe
     from fffconvert.recipe import Training as Training
@@ -57,7 +57,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "calibration": ("calibrate",),
     "checkpoint": ("Loaded", "load", "save"),
-    "conversion": ("Conversion", "LayerFit", "convert", "quantize"),
+    "conversion": ("Conversion", "LayerFit", "convert"),
     "data": ("Data", "read_data", "read_validations"),
     "distillation": ("distill", "finetune"),
     "errors": ("UserError",),
@@ -68,6 +68,7 @@ _NAMES = {
     "inspection": ("Info", "env", "info"),
     "latency": ("Latency", "benchmark"),
     "pipeline": ("Result", "run"),
+    "quantization": ("quantize",),
     "recipe": ("DataSource", "Recipe", "Training", "load_recipe"),
     "tasks": ("TASKS", "Task"),
     "tree": ("TreeShape",),

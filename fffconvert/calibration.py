@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 from fffconvert.display import say, track
 from fffconvert.errors import UserError
 from fffconvert.families import base_of, family_of, ffn_inputs_of, ffn_outputs_of, longest_text
+from fffconvert.recipe import MAX_LENGTH
 
 Text = str | tuple[str, str]
 """A text, or a pair of them for a model that reads two."""
@@ -31,7 +32,6 @@ Batch = dict[str, Tensor]
 BATCH_SIZE = 32
 BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated
 ENCODED_AT_ONCE = 1024
-MAX_LENGTH = 128
 FEWEST_TOKENS_PER_TEXT = 4  # a word between two special tokens, and one to spare
 SENSITIVITY_TOKENS = 32_768  # what is estimated from them are no more than d_model * d_model numbers
 
@@ -172,13 +172,13 @@ def hear(
         batches: Padded batches.
         n_tokens: Tokens to keep, from the first.
         description: What the progress bar says.
-        and_no_further: Whether to end a forward pass where each place has been used once.
+        and_no_further: Whether to end a forward pass where a place has been used once.
     """
     kept: list[list[Tensor]] = [[] for _ in places]  # per place, per batch (n_real * n_uses, d_model)
     n_kept = 0
     and_no_further = and_no_further and not getattr(model.config, "chunk_size_feed_forward", 0)
     with evaluating(model), ExitStack() as stack:
-        heard = [stack.enter_context(listening([place], and_no_further)) for place in places]
+        heard = [stack.enter_context(listening(place, and_no_further)) for place in places]
         for batch in track(batches, description):
             with suppress(_AllHeard):
                 base_of(model)(**{name: tensor.to(model.device) for name, tensor in batch.items()})
@@ -273,24 +273,23 @@ def differentiable(modules: list[nn.Module]) -> Iterator[list[list[Tensor]]]:
 
 
 @contextmanager
-def listening(modules: list[nn.Module], and_no_further: bool = False) -> Iterator[list[Tensor]]:
-    """Yields a list to which every call of one of `modules` adds its input.
+def listening(module: nn.Module, and_no_further: bool = False) -> Iterator[list[Tensor]]:
+    """Yields a list to which every call of `module` adds its input.
 
-    With `and_no_further`, a forward pass ends by `_AllHeard` once each of them has been called.
+    With `and_no_further`, a forward pass ends there by `_AllHeard`.
     """
     heard: list[Tensor] = []
 
     def listen(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         heard.append(args[0])
-        if and_no_further and len(heard) == len(modules):
+        if and_no_further:
             raise _AllHeard
 
-    hooks = [module.register_forward_pre_hook(listen) for module in modules]
+    hook = module.register_forward_pre_hook(listen)
     try:
         yield heard
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 @contextmanager

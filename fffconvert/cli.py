@@ -28,7 +28,7 @@ from fffconvert.options import (
     option_size,
     training_options,
 )
-from fffconvert.recipe import FINETUNE, DataSource, Training, load_recipe
+from fffconvert.recipe import CALIBRATION_TOKENS, FINETUNE, DataSource, Training, load_recipe
 from fffconvert.tables import (
     show_comparison,
     show_estimate,
@@ -37,6 +37,7 @@ from fffconvert.tables import (
     show_layers,
     show_scores,
 )
+from fffconvert.tree import DEFAULT_TREE, TreeShape
 
 # What a command needs beyond click is imported when it runs: `fffconvert --help` must not wait for torch.
 
@@ -179,8 +180,10 @@ def run(
 @main.command()
 @click.argument("model")
 @click.argument("output", type=FOLDER)
-@click.option("--depth", default=7, show_default=True, help="Levels of routers; 2^depth leaves.")
-@click.option("--leaf-width", default=12, show_default=True, help="Neurons in a leaf.")
+@click.option(
+    "--depth", default=DEFAULT_TREE.depth, show_default=True, help="Levels of routers; 2^depth leaves."
+)
+@click.option("--leaf-width", default=DEFAULT_TREE.leaf_width, show_default=True, help="Neurons in a leaf.")
 @click.option("--trunk", default=0, show_default=True, help="Neurons that every token uses.")
 @click.option("--trees", default=1, show_default=True, help="Parallel trees.")
 @click.option("--emitting", is_flag=True, help="Routers are neurons too, as in UltraFastBERT.")
@@ -207,7 +210,7 @@ def run(
 @click.option(
     "--calibration-tokens",
     type=click.IntRange(1),
-    default=65_536,
+    default=CALIBRATION_TOKENS,
     show_default=True,
     help="Tokens of it to use.",
 )
@@ -243,8 +246,6 @@ def convert(
     \b
     fffconvert convert bert-base-uncased student --calibration my-texts.txt
     """
-    from fffconvert.tree import TreeShape
-
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
     from fffconvert import checkpoint, conversion, estimate
@@ -258,7 +259,7 @@ def convert(
         config = checkpoint.load_config(model)
         head = checkpoint.head_class(model, config)
         if asked is not None:
-            read_texts(asked, config, data_dir)  # says what is wrong with it
+            next(iter(read_texts(asked, config, data_dir)), None)  # says what is wrong with it
         found = estimate.estimate(head, config, tree, init, estimate.Work(calibration_tokens)).to_dict()
         show_estimate(model, found)
         write_json(json_file, found)
@@ -322,12 +323,12 @@ def fit_of(model: str) -> dict[str, Any]:
 
 def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
     """A converted model in int8, and what that loses and gains."""
-    from fffconvert import conversion, latency
+    from fffconvert import latency, quantization
     from fffconvert.text import standard_library_sentences
 
     loaded.model.float()
-    made = replace(loaded, model=conversion.quantize(loaded.model))
-    error = conversion.rounding_error(
+    made = replace(loaded, model=quantization.quantize(loaded.model))
+    error = quantization.rounding_error(
         loaded.model, made.model, loaded.tokenizer, standard_library_sentences()
     )
     measured = latency.benchmark(loaded.model, sizes=((1, 128), (8, 128)), layer_tokens=(), others=False)

@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import (
-    MAX_LENGTH,
-    Calibration,
-    Text,
-    calibrate,
-    encode,
-    evaluating,
-    readable_length,
-)
+from fffconvert.calibration import Calibration, Text, calibrate
 from fffconvert.display import say
 from fffconvert.errors import UserError
-from fffconvert.families import Family, base_of, family_of, ffn_inputs_of, read_ffns, replace_projections
+from fffconvert.families import Family, family_of, ffn_inputs_of, read_ffns
 from fffconvert.fff import FFF
-from fffconvert.fit import FEWEST_TOKENS, Init, fit_layer
-from fffconvert.int8 import Int8Linear
+from fffconvert.fit import FEWEST_TOKENS, fit_layer
 from fffconvert.kernels import FFFWeights
-from fffconvert.modeling import (
-    config_class,
-    config_with,
-    converted_family,
-    counterpart,
-    is_converted,
-    model_class,
-    refuse_converted,
-)
-from fffconvert.tree import TreeShape
+from fffconvert.modeling import config_class, config_with, counterpart, model_class, refuse_converted
+from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init
+from fffconvert.tree import DEFAULT_TREE, TreeShape
 
-DEFAULT_TREE = TreeShape(depth=7, leaf_width=12)
-"""About 1% of MiniLM's 1,536 neurons, 0.5% of BERT-base's 3,072."""
-
-CALIBRATION_TOKENS = 65_536
-TEXTS_TO_COMPARE = 64
 HELD_OUT = 0.1  # of the calibration tokens, to judge the fit on
 
 
@@ -169,49 +146,6 @@ def untrained_student(model: PreTrainedModel, family: Family, tree: TreeShape) -
     if missing:
         raise UserError(f"{type(model).__name__} lacks weights that its class has: {missing}")
     return student.to(model.device).eval()  # type: ignore[arg-type]
-
-
-def quantize(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a converted model for inference on a CPU, the attention's projections stored in int8.
-
-    Every `nn.Linear` inside the layers is one of these projections. Trees, embeddings, LayerNorm, pooler and
-    head stay as they are.
-
-    Args:
-        model: A converted model, trained if it is to be: int8 models cannot be.
-
-    Raises:
-        UserError: For a model that is not converted, is int8 already, or is not in float32 on the CPU.
-    """
-    if not is_converted(model.config):
-        raise UserError(f"{model.config.model_type}: this model is dense; expected a converted one")
-    if model.config.int8_projections:
-        raise UserError("this model's projections are int8 already")
-    if model.dtype != torch.float32 or model.device.type != "cpu":
-        raise UserError(
-            f"int8 is made from float32 on the CPU; this model is {model.dtype} on {model.device.type}"
-        )
-    quantized = deepcopy(model).eval()
-    quantized.config.int8_projections = True
-    replace_projections(quantized, converted_family(model.config), Int8Linear.from_linear)
-    return quantized
-
-
-@torch.no_grad()
-def rounding_error(
-    model: PreTrainedModel,
-    quantized: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Iterable[Text],
-) -> float:
-    """How far int8 moves the last hidden states on a few texts: relative error, 0 for not at all."""
-    length = readable_length(tokenizer, model.config, MAX_LENGTH)
-    encoded = encode(tokenizer, list(islice(texts, TEXTS_TO_COMPARE)), length)
-    inputs = dict(tokenizer.pad(encoded, return_tensors="pt"))
-    real = inputs["attention_mask"].bool()  # (n_texts, n_tokens)
-    with evaluating(model), evaluating(quantized):
-        exact, rounded = (base_of(each)(**inputs)[0][real] for each in (model, quantized))
-    return float((rounded - exact).norm() / exact.norm())
 
 
 @torch.no_grad()

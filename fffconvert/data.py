@@ -23,11 +23,11 @@ from datasets import (
 )
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from fffconvert.calibration import MAX_LENGTH, Text, readable_length
+from fffconvert.calibration import Text, readable_length
 from fffconvert.display import say
 from fffconvert.encoding import class_names, labels_in, prompted, texts_of, tokenized
 from fffconvert.errors import UserError, first_line
-from fffconvert.recipe import DataSource
+from fffconvert.recipe import MAX_LENGTH, DataSource
 from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, task_named
 
 HUB_DATASET = "nyu-mll/glue"
@@ -221,8 +221,9 @@ def validation_splits(asked: Asked, data_dir: Path | None) -> dict[str, Dataset]
     found = load_source(asked)
     if asked.validation is not None:
         return {asked.validation: _split(asked, found, asked.validation)}
-    names = [name for name in ("validation", "test") if name in found and len(found) > 1]
-    return {name: found[name] for name in names[:1] if name != _train_name(asked, found)}
+    train = asked.train or "train"
+    names = [n for n in ("validation", "test") if n in found and n != train and len(found) > 1]
+    return {name: found[name] for name in names[:1]}
 
 
 def _train_name(source: DataSource, found: DatasetDict) -> str:
@@ -358,6 +359,11 @@ def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | Non
         _require(source, rows, name)
     if len(source.text) > 2:
         raise UserError(f"{source.path}: {len(source.text)} text columns; a model reads one or two")
+    if len(source.text) == 1 and kind == "question":
+        raise UserError(
+            f"{source.path}: one text column, {source.text[0]!r}; a question is asked of a context, so name both, "
+            "each with --text-column, the question first"
+        )
     if source.text:
         return source.text
     for pair in PAIRS[:1] if kind == "question" else () if kind == "tokens" else PAIRS:
@@ -399,7 +405,12 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
         return ()
     named = class_names(rows.features[label])
     if config is None:
-        return tuple(named or distinct(kind, rows[label]))
+        found = tuple(named or distinct(kind, rows[label]))
+        if len(found) < 2:
+            raise UserError(
+                f"column {label!r} has {len(found)} label{'s' * (len(found) != 1)}; expected two or more"
+            )
+        return found
     names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
     if named and not {name.lower() for name in named} & {name.lower() for name in names}:
         say(f"The data's labels {_some(named)} are taken by number for the model's {_some(names)}")

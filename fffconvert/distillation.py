@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from fffconvert.calibration import evaluating
-from fffconvert.encoding import LABELS
+from fffconvert.encoding import TRUTH
 from fffconvert.errors import UserError
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
@@ -99,7 +99,7 @@ def distill(
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in TRUTH}
         with torch.no_grad():
             target = teacher(**inputs, output_hidden_states=True)
         output = wrapped(**inputs, output_hidden_states=True)

@@ -14,14 +14,15 @@ import numpy as np
 from datasets import ClassLabel, Dataset, List, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from fffconvert.calibration import MAX_LENGTH, Text
+from fffconvert.calibration import Text
 from fffconvert.errors import UserError
+from fffconvert.recipe import MAX_LENGTH
 from fffconvert.tasks import Kind, Task
 
 IGNORED = -100
 """The label of a token that does not count, for PyTorch's cross-entropy as for the metrics."""
 
-LABELS = ("labels", "start_positions", "end_positions")
+TRUTH = ("labels", "start_positions", "end_positions")
 """The columns that hold the truth."""
 
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
@@ -52,10 +53,9 @@ def prompted(task: Task, rows: Dataset, prompt: str) -> Dataset:
     """A split with a sentence encoder's prompt before every text; for any other head as it is."""
     if not prompt or task.kind not in ("embedding", "similarity"):
         return rows
-    texts = {name: texts_in(task, rows, name) for name in task.columns}
-    return rows.map(
-        lambda _, n: {name: prompt + column[n] for name, column in texts.items()}, with_indices=True
-    )
+    for name in task.columns:
+        texts_in(task, rows, name)  # a row without text has no place here
+    return rows.map(lambda row: {name: prompt + _joined(task, row[name]) for name in task.columns})
 
 
 def _joined(task: Task, value: str | list[str]) -> str:

@@ -13,8 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.dense import DenseFFN
 from fffconvert.families import family_of, read_ffns
-from fffconvert.fit import Init, fit_layer
+from fffconvert.fit import fit_layer
 from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
+from fffconvert.recipe import Init
 from fffconvert.tree import TreeShape
 
 SAMPLES = (2048, 8192)  # tokens that one layer is fitted on, to tell what each token adds

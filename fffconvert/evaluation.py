@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 from fffconvert.calibration import evaluating
 from fffconvert.display import progress_bar
 from fffconvert.distillation import check_pair, hidden_errors
-from fffconvert.encoding import IGNORED, LABELS
+from fffconvert.encoding import IGNORED, TRUTH
 from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.modeling import dense_neurons, is_converted, shape_of
@@ -390,7 +390,7 @@ def forward_all(
     ):
         for batch in loader:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
+            inputs = {name: tensor for name, tensor in batch.items() if name not in TRUTH}
             output = model(**inputs, output_hidden_states=hidden_states)
             if not output[0].isfinite().all():
                 raise UserError(f"{type(model).__name__} gives NaN or infinity; expected finite numbers")
@@ -408,7 +408,7 @@ def hidden_error(
     """The mean error of a model's hidden states on the first rows."""
 
     def compare(output: ModelOutput, batch: Batch) -> Tensor:
-        inputs = {name: tensor for name, tensor in batch.items() if name not in LABELS}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in TRUTH}
         real = batch["attention_mask"].float()
         return hidden_errors(output, teacher(**inputs, output_hidden_states=True), real)
 

@@ -38,7 +38,7 @@ class Family:
         activation: Name of the configuration's activation.
         n_neurons: Name of the configuration's number of neurons.
         d_model: Name of the configuration's width.
-        n_ffns: Names of the configuration's numbers whose product is how many FFNs are stored.
+        n_ffns: Configuration fields whose product is the number of FFNs that are stored.
         offset_positions: Whether positions are counted from behind the padding token's id, as in RoBERTa: so many
             fewer tokens can be read than there are position embeddings.
         pre_norm: Whether an FFN reads the normalized residual, instead of the very tensor that its output is

@@ -14,20 +14,19 @@ directions of an FFN's output hardly move them. It is as if the outputs were fit
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fffconvert.cluster import grow
+from fffconvert.cluster import Clustered, grow
 from fffconvert.dense import CHUNK, DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, route
 from fffconvert.kernels.reference import dense_ffn, neurons, score
+from fffconvert.recipe import Init
 from fffconvert.tree import TreeShape, child, goes_right
-
-Init = Literal["inputs", "neurons", "random"]
 
 RIDGE = 1.0  # of the mean squared length of the regressors; on MNLI 1.3 and 2.7 do as well, 5.3 does not
 LEAST_SENSITIVITY = 0.1  # of the mean: the outputs are not all that later layers need
@@ -97,7 +96,7 @@ def fit_parts(
     inputs: Tensor,
     rest: Tensor,
     layer: FFF,
-    init: Literal["inputs", "neurons"],
+    init: Clustered,
     seed: int,
 ) -> None:
     """Fits the trunk and tree after tree to `rest`, `(n_tokens, d_model)`, which is used up."""
@@ -130,7 +129,7 @@ def fit_tree(
     rest: Tensor,
     layer: FFF,
     tree: int,
-    init: Literal["inputs", "neurons"],
+    init: Clustered,
     seed: int,
 ) -> None:
     """Grows one tree, fits its nodes and leaves, and takes what it explains off `rest`, in place."""

@@ -19,13 +19,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert import onnx
 from fffconvert.calibration import evaluating, listening
-from fffconvert.conversion import quantize
 from fffconvert.display import track
 from fffconvert.errors import UserError
 from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, reference
 from fffconvert.modeling import config_with, converted_family, counterpart, dense_class_of, is_converted
+from fffconvert.quantization import quantize
 from fffconvert.tree import REMOVED, TreeShape
 
 Run = Callable[[], object]
@@ -186,7 +186,7 @@ def inputs_of_middle_layer(model: PreTrainedModel, family: Family, n_tokens: int
     """What the FFF in the middle of the model really gets: `(n_tokens, d_model)`."""
     places = ffn_inputs_of(model, family)
     length = min(64, longest_text(model.config))
-    with listening(places[len(places) // 2 :][:1]) as heard:
+    with listening(places[len(places) // 2]) as heard:
         model(input_ids=random_ids(model.config, -(-n_tokens // length), length))
     return heard[len(heard) // 2].flatten(0, 1)[:n_tokens]  # the middle use, where layers share one FFN
 

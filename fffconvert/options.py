@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from fffconvert.errors import UserError
-from fffconvert.recipe import LARGEST_SEED, DataSource, Training
+from fffconvert.recipe import LARGEST_SEED, MAX_LENGTH, DataSource, Training
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -18,6 +18,49 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 TASK_HELP = "GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli."
+
+
+option_data_dir = click.option(
+    "--data-dir",
+    type=FOLDER,
+    metavar="DIR",
+    help="Read GLUE from DIR/TASK/SPLIT.parquet instead of from the Hub.",
+)
+
+option_log_with = click.option(
+    "--log-with",
+    metavar="TRACKER",
+    help="Log training to a tracker that Accelerate knows, such as wandb, or tensorboard: to the folder runs.",
+)
+
+option_seed = click.option(
+    "--seed",
+    type=click.IntRange(0, LARGEST_SEED),
+    default=0,
+    show_default=True,
+    help="Decides every random draw.",
+)
+
+option_dry_run = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only show what would be made: sizes, active share, expected memory and time. Writes nothing.",
+)
+
+option_max_length = click.option(
+    "--max-length",
+    type=click.IntRange(2),
+    default=MAX_LENGTH,
+    show_default=True,
+    help="Cut texts at so many tokens.",
+)
+
+option_min_retention = click.option(
+    "--min-retention",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Fail, when all is written, below this share of the teacher's score, such as 0.98.",
+)
 
 
 def option_json(command: Command) -> Command:
@@ -30,12 +73,6 @@ def option_json(command: Command) -> Command:
 
     text = "Also write the result as JSON."
     return click.option("--json", "json_file", type=FILE, metavar="FILE", callback=check, help=text)(command)
-
-
-def option_data_dir(command: Command) -> Command:
-    """Adds `--data-dir DIR`."""
-    text = "Read GLUE from DIR/TASK/SPLIT.parquet instead of from the Hub."
-    return click.option("--data-dir", type=FOLDER, metavar="DIR", help=text)(command)
 
 
 def option_size(command: Command) -> Command:
@@ -56,22 +93,6 @@ def option_size(command: Command) -> Command:
     return click.option("--size", "sizes", multiple=True, metavar="BATCHxLENGTH", callback=parse, help=text)(
         command
     )
-
-
-def option_log_with(command: Command) -> Command:
-    """Adds `--log-with TRACKER`."""
-    text = (
-        "Log training to a tracker that Accelerate knows, such as wandb, or tensorboard: to the folder runs."
-    )
-    return click.option("--log-with", metavar="TRACKER", help=text)(command)
-
-
-def option_seed(command: Command) -> Command:
-    """Adds `--seed N`."""
-    text = "Decides every random draw."
-    return click.option(
-        "--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help=text
-    )(command)
 
 
 def data_options(command: Command) -> Command:
@@ -110,27 +131,6 @@ def data_options(command: Command) -> Command:
         click.option("--subset", metavar="NAME", help="Which configuration of a Hub dataset."),
     )
     return decorated(with_source, options)
-
-
-def option_dry_run(command: Command) -> Command:
-    """Adds `--dry-run`."""
-    text = "Only show what would be made: sizes, active share, expected memory and time. Writes nothing."
-    return click.option("--dry-run", is_flag=True, help=text)(command)
-
-
-def option_max_length(command: Command) -> Command:
-    """Adds `--max-length N`."""
-    text = "Cut texts at so many tokens."
-    return click.option("--max-length", type=click.IntRange(2), default=128, show_default=True, help=text)(
-        command
-    )
-
-
-def option_min_retention(command: Command) -> Command:
-    """Adds `--min-retention SHARE`."""
-    text = "Fail, when all is written, below this share of the teacher's score, such as 0.98."
-    kind = click.FloatRange(0, 1, min_open=True)
-    return click.option("--min-retention", type=kind, metavar="SHARE", help=text)(command)
 
 
 def decorated(command: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:

@@ -37,9 +37,8 @@ from fffconvert.errors import UserError
 from fffconvert.estimate import Estimate, Work, estimate
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
-from fffconvert.fit import Init
 from fffconvert.latency import benchmark
-from fffconvert.recipe import Recipe
+from fffconvert.recipe import Init, Recipe
 from fffconvert.tasks import Task, check_head
 from fffconvert.training import digest_of_rows, digest_of_weights, wait_for_everyone
 from fffconvert.tree import REMOVED, TreeShape, narrow

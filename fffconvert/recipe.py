@@ -12,9 +12,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from fffconvert.errors import UserError
-from fffconvert.tree import TreeShape
+from fffconvert.tree import DEFAULT_TREE, TreeShape
 
 Control = Literal["removed", "narrow", "random", "neurons"]
+
+Init = Literal["inputs", "neurons", "random"]
+"""What is clustered to grow trees: the FFNs' inputs, their neurons, or nothing."""
+
+CALIBRATION_TOKENS = 65_536
+MAX_LENGTH = 128
 
 LARGEST_SEED = 2**31 - 1  # NumPy takes twice that, and layers and processes count on from it
 
@@ -111,12 +117,12 @@ class Recipe:
     task: str | None = None
     text: str | None = None
     data: DataSource | None = None
-    tree: TreeShape = TreeShape(depth=7, leaf_width=12)  # noqa: RUF009 - frozen
-    init: Literal["inputs", "neurons", "random"] = "inputs"
-    calibration_tokens: int = 65_536
+    tree: TreeShape = DEFAULT_TREE
+    init: Init = "inputs"
+    calibration_tokens: int = CALIBRATION_TOKENS
     train_rows: int | None = None
     held_out: int = 500
-    max_length: int = 128
+    max_length: int = MAX_LENGTH
     min_retention: float | None = None
     finetune: Training | None = None
     distill: Training = field(default_factory=Training)

@@ -109,12 +109,6 @@ class TreeShape:
         vectors = (self.n_inputs + 1) * neurons + (2 if self.emitting else 1) * nodes
         return vectors / (3 if self.gated else 2)
 
-    @property
-    def n_neurons(self) -> int:
-        """Neurons that the layer stores; emitting nodes count, plain routers do not."""
-        nodes = self.n_nodes if self.emitting else 0
-        return self.trunk + self.trees * (self.n_leaves * self.leaf_width + nodes)
-
     def n_parameters(self, d_model: int) -> int:
         """Numbers that one layer stores for inputs of `d_model`."""
         router = (2 if self.emitting else 1) * d_model + 1
@@ -137,6 +131,9 @@ class GatedTreeShape(TreeShape):
 
     gated: ClassVar[bool] = True
 
+
+DEFAULT_TREE = TreeShape(depth=7, leaf_width=12)
+"""About 1% of MiniLM's 1,536 neurons, 0.5% of BERT-base's 3,072."""
 
 REMOVED = TreeShape(depth=0, leaf_width=0)
 """The control without an FFN: one bias, the mean output, for every token."""

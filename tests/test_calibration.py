@@ -116,7 +116,7 @@ def test_all_tokens_where_there_are_fewer(
 def test_no_more_text_is_run_than_needed(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
-    with listening([classifier.bert.embeddings.word_embeddings]) as heard:
+    with listening(classifier.bert.embeddings.word_embeddings) as heard:
         calibrate(classifier, tokenizer, texts, n_tokens=400)
     # 100 texts may be needed for 400 tokens; these are longer, so fewer batches are run
     assert len(heard) == 2 < -(-len(texts) // BATCH_SIZE)
@@ -140,7 +140,7 @@ def test_shared_ffn_gets_the_inputs_of_all_its_uses(tokenizer: PreTrainedTokeniz
     ffns = [group.albert_layers[0].ffn for group in model.encoder.albert_layer_groups]
     expected = []
     for ffn in ffns:
-        with torch.no_grad(), listening([ffn]) as heard:
+        with torch.no_grad(), listening(ffn) as heard:
             for text in sentences(20):
                 model(**tokenizer(text, return_tensors="pt"))
         assert len(heard) == 3 * 20
@@ -257,13 +257,13 @@ def hooks_of(model: torch.nn.Module) -> int:
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
 
 
-def test_listening_hears_what_modules_get_until_it_ends() -> None:
-    modules = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+def test_listening_hears_what_a_module_gets_until_it_ends() -> None:
+    module = torch.nn.Linear(2, 2)
     x, y = torch.ones(1, 2), torch.zeros(1, 2)
-    with listening(modules) as heard:
-        modules[1](y)
-        modules[0](x)
-    modules[0](x)
+    with listening(module) as heard:
+        module(y)
+        module(x)
+    module(x)
     assert [entry.tolist() for entry in heard] == [[[0.0, 0.0]], [[1.0, 1.0]]]
 
 
@@ -313,7 +313,7 @@ def test_a_model_is_run_no_further_than_it_is_heard(
 ) -> None:
     calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
     first, second = classifier.bert.encoder.layer
-    with listening([second]) as beyond:
+    with listening(second) as beyond:
         calibration.heard_in(classifier, first.intermediate, "Again")
     assert not beyond
 

@@ -136,6 +136,14 @@ def test_a_converted_model_is_a_smaller_file_and_loads_as_it_was(tokenizer, tmp_
     assert not list(tmp_path.glob("*.partial*")), "nothing is left beside them"
 
 
+def test_routers_that_are_no_numbers_are_refused(tokenizer, tmp_path):
+    model = converted("BertModel")
+    model.encoder.layer[0].intermediate.router_weight[0, 0, 0] = float("nan")
+    save(Loaded("user/dense", model, tokenizer), tmp_path / "made")
+    with pytest.raises(UserError, match="router_weight holds NaN or infinity"):
+        load(str(tmp_path / "made"))
+
+
 def test_what_fails_halfway_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     loaded = Loaded("user/dense", converted("BertModel"), tokenizer)
     monkeypatch.setattr(checkpoint, "model_card", lambda *_: 1 / 0)

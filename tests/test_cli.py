@@ -99,8 +99,10 @@ def test_an_output_without_a_name_is_refused_at_once(
 ) -> None:
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
+    (tmp_path / "recipe.yaml").write_text(f"model: {dense}\ntext: {text}\n")
     for output in (".", ".."):
         assert "name a new one" in fail("convert", dense, output, "--calibration", text, *TREE)
+        assert "name a new one" in fail("run", tmp_path / "recipe.yaml", "--output", output)
 
 
 def test_a_dry_run_looks_at_what_it_is_given(dense: str, tmp_path: Path) -> None:
@@ -108,6 +110,9 @@ def test_a_dry_run_looks_at_what_it_is_given(dense: str, tmp_path: Path) -> None
     assert "no.txt is neither a file nor a task" in asked
     asked = fail("convert", dense, tmp_path / "out", "--data", tmp_path / "no.csv", "--dry-run")
     assert "no.csv" in asked
+    (tmp_path / "empty.txt").touch()
+    asked = fail("convert", dense, tmp_path / "out", "--calibration", tmp_path / "empty.txt", "--dry-run")
+    assert "empty.txt is empty" in asked
 
 
 def test_texts_are_cut_at_what_a_new_teacher_can_read(dense: str, tmp_path: Path) -> None:

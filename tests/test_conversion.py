@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import pytest
 import torch
 from conftest import sentences, tiny_config
@@ -12,7 +14,7 @@ from fffconvert.calibration import calibrate
 from fffconvert.conversion import HELD_OUT, Conversion, convert
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, ffn_inputs_of, read_ffns
-from fffconvert.fit import Init
+from fffconvert.recipe import Init
 from fffconvert.tree import REMOVED, TreeShape
 
 TREE = TreeShape(depth=2, leaf_width=3)
@@ -107,6 +109,15 @@ def test_more_leaves_than_tokens_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"depth 9 has 512 leaves and there are 300 tokens .* at most 3, or"):
         converted(classifier, tokenizer, shape=TreeShape(depth=9, leaf_width=1))
+    with pytest.raises(UserError, match=r"depth 5 has 32 leaves and there are 4 tokens .* at most 0, or"):
+        convert(classifier, tokenizer, ["good film"], TreeShape(depth=5, leaf_width=1))
+
+
+def test_a_few_words_are_enough_to_judge_a_fit_on(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    made = convert(classifier, tokenizer, ["good film"], TreeShape(depth=1, leaf_width=1))
+    assert all(isfinite(layer.error) for layer in made.layers)
 
 
 def test_says_where_leaves_have_few_tokens_of_their_own(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import PreTrainedTokenizerFast
 
 import fffconvert.data
-from fffconvert.data import asked_for, load_source, read_data, read_texts, read_validations
+from fffconvert.data import asked_for, load_source, read_data, read_texts, read_validations, validation_splits
 from fffconvert.encoding import IGNORED
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
@@ -219,13 +220,24 @@ def test_columns_that_cannot_be_guessed(tmp_path: Path, tokenizer: PreTrainedTok
         read_data(source, tokenizer, None)
     with pytest.raises(UserError, match=r"which column holds the question and which its context\?"):
         read_data(source, tokenizer, config_for("question"))
+    with pytest.raises(UserError, match="one text column, 'text'; a question is asked of a context"):
+        read_data(replace(source, text=("text",)), tokenizer, config_for("question"))
+
+
+def test_one_class_is_nothing_to_learn(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": ["a", "b"], "label": [1, 1]})
+    with pytest.raises(UserError, match="column 'label' has 1 label; expected two or more"):
+        read_data(source, tokenizer, None)
 
 
 def test_several_splits_and_none_to_train_on(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     for split in ("validation", "test"):
         Dataset.from_dict(reviews(5)).to_csv(tmp_path / f"{split}.csv")
+    source = DataSource(str(tmp_path))
     with pytest.raises(UserError, match="has the splits validation, test; say which with --split"):
-        read_data(DataSource(str(tmp_path)), tokenizer, None)
+        read_data(source, tokenizer, None)
+    assert list(validation_splits(source, None)) == ["validation"]  # which nothing is trained for
+    assert list(validation_splits(replace(source, train="validation"), None)) == ["test"]
 
 
 def test_a_row_without_text_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -250,19 +262,24 @@ def test_only_one_of_task_text_and_data() -> None:
 @pytest.mark.parametrize(
     ("columns", "kind", "text", "label"),
     [
-        ({"text": ["a"], "label": [1]}, "classification", ("text",), "label"),
-        ({"Sentence": ["a"], "Label": ["x"]}, "classification", ("Sentence",), "Label"),
+        ({"text": ["a", "b"], "label": [1, 0]}, "classification", ("text",), "label"),
+        ({"Sentence": ["a", "b"], "Label": ["x", "y"]}, "classification", ("Sentence",), "Label"),
         (
-            {"premise": ["a"], "hypothesis": ["b"], "label": [1]},
+            {"premise": ["a", "b"], "hypothesis": ["b", "a"], "label": [1, 0]},
             "classification",
             ("premise", "hypothesis"),
             "label",
         ),
-        ({"note": ["a"], "target": [1]}, "classification", ("note",), "target"),
+        ({"note": ["a", "b"], "target": [1, 0]}, "classification", ("note",), "target"),
         ({"text": ["a"], "score": [0.5]}, "regression", ("text",), "score"),
         ({"text": ["a"], "labels": [["x", "y"]]}, "multi-label", ("text",), "labels"),
-        ({"tokens": [["a"]], "ner_tags": [["O"]], "text": ["a"]}, "tokens", ("tokens",), "ner_tags"),
-        ({"words": ["a b"], "tags": ["O O"]}, "tokens", ("words",), "tags"),
+        (
+            {"tokens": [["a", "b"]], "ner_tags": [["O", "X"]], "text": ["a b"]},
+            "tokens",
+            ("tokens",),
+            "ner_tags",
+        ),
+        ({"words": ["a b"], "tags": ["O X"]}, "tokens", ("words",), "tags"),
         (
             {"context": ["a b"], "question": ["a"], "answers": [{"text": ["b"], "answer_start": [2]}]},
             "question",

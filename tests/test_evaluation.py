@@ -36,8 +36,8 @@ def test_value_kept():
     assert value_kept(0.8, 0.9, 0.9) is None
 
 
-def test_retention_has_no_meaning_without_a_teacher_or_at_0():
-    for teacher, expected in ((0.8, 0.5), (None, None), (0.0, None)):
+def test_retention_has_no_meaning_without_a_teacher_or_where_it_is_no_good():
+    for teacher, expected in ((0.8, 0.5), (None, None), (0.0, None), (-0.1, None)):
         found = make_scores(tiny_config(), "sst2", "accuracy", 0.4, teacher, None, {})
         assert found.retention == expected
     assert (found.active_neurons, found.share) == (32, 1)

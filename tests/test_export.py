@@ -15,12 +15,12 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 
 from fffconvert import TreeShape, UserError, onnx
 from fffconvert.cli import main
-from fffconvert.conversion import quantize
 from fffconvert.export import FEW_TOKENS, block_ffn, blocks, export_onnx, leaves_in_blocks
 from fffconvert.families import FAMILIES
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference
 from fffconvert.modeling import config_class, config_with, heads_of, model_class
+from fffconvert.quantization import quantize
 from fffconvert.tree import GatedTreeShape
 
 TOLERANCE = 1e-4

@@ -91,7 +91,7 @@ def test_ffn_read_is_the_ffn_that_the_model_runs(model_type: str, tokenizer: Pre
     ):
         outputs: list[Tensor] = []
         layer.get_submodule(family.down).register_forward_hook(lambda _m, _x, y, seen=outputs: seen.append(y))
-        with listening([place]) as inputs, torch.no_grad():
+        with listening(place) as inputs, torch.no_grad():
             model(**batch_of(tokenizer))
         assert (ffn.d_model, ffn.n_neurons, ffn.gated) == (16, 32, family.gate is not None)
         for x, output in zip(inputs, outputs, strict=True):

@@ -12,8 +12,9 @@ from fffconvert import fit
 from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
-from fffconvert.fit import Init, fit_layer, fit_part, neighbourhood, reduced_rank, ridge
+from fffconvert.fit import fit_layer, fit_part, neighbourhood, reduced_rank, ridge
 from fffconvert.kernels import ACTIVATIONS, reference
+from fffconvert.recipe import Init
 from fffconvert.tree import REMOVED, TreeShape
 
 few = settings(max_examples=15, deadline=None)

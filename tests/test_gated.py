@@ -18,10 +18,11 @@ from fffconvert.conversion import convert
 from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
-from fffconvert.fit import Init, contributions, fit_layer
+from fffconvert.fit import contributions, fit_layer
 from fffconvert.kernels import reference
 from fffconvert.latency import untrained_twin
 from fffconvert.modeling import shape_of
+from fffconvert.recipe import Init
 from fffconvert.tree import GatedTreeShape, TreeShape, narrow
 
 D_MODEL, N_NEURONS = 12, 30

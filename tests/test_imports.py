@@ -23,7 +23,7 @@ cluster kernels metrics recipe
 dense fff options
 export families fit int8 training
 calibration modeling onnx
-checkpoint conversion encoding estimate registration
+checkpoint conversion encoding estimate quantization registration
 data distillation hub inspection latency
 evaluation tables
 pipeline

@@ -16,12 +16,13 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from fffconvert import latency
 from fffconvert.cli import main
-from fffconvert.conversion import convert, quantize
+from fffconvert.conversion import convert
 from fffconvert.distillation import distill
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, layers_of, n_ffns
 from fffconvert.int8 import LARGEST, Int8Linear, int8_linear
 from fffconvert.modeling import config_class, config_with, model_class
+from fffconvert.quantization import quantize
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(depth=2, leaf_width=3)

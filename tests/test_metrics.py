@@ -102,6 +102,8 @@ def test_masked_words() -> None:
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["loss"] == pytest.approx(4 / 3 * np.log(2))
     assert found["perplexity"] == pytest.approx(2 ** (4 / 3))
+    hopeless = [np.array([[7, -1e6], [8, -1e6]]), np.array([[9, -1e6]])]
+    assert 1e300 < compute_metrics(task, hopeless, labels)["perplexity"] < np.inf
     assert agreement(task, answers, [answers[0], np.array([[1, 0.0]])]) == pytest.approx(2 / 3)
 
 

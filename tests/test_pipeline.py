@@ -329,6 +329,12 @@ def test_an_output_that_is_there_is_left_alone(recipe: Recipe, glue: Path, tmp_p
             run(asked, tmp_path / "out", data_dir=glue)
         assert names_in(tmp_path / name) == {"mine.txt"}
         (tmp_path / name).rename(tmp_path / f"kept-{name}")
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out.work exists and is not empty; name a new folder"):
+        run(recipe, tmp_path / "out", data_dir=glue)
+    assert names_in(tmp_path / "out.work") == {"mine.txt"}
+    (tmp_path / "out.work").rename(tmp_path / "kept.work")
     with pytest.raises(UserError, match=r"out.work holds no run to resume"):
         run(recipe, tmp_path / "out", data_dir=glue, resume=True)
     assert not (tmp_path / "out.work").exists()

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from fffconvert import TreeShape, modeling, remote
-from fffconvert.conversion import quantize
 from fffconvert.families import FAMILIES, Family
 from fffconvert.kernels import reference
+from fffconvert.quantization import quantize
 
 SHAPE = TreeShape(depth=2, leaf_width=3, trunk=2, trees=2, emitting=True)
 IDS = torch.arange(5, 29).reshape(2, 12)

@@ -374,6 +374,43 @@ def test_a_checkpoint_that_was_not_written_whole_is_ignored(
     assert checkpoints_in(interrupted) != [5]
 
 
+def test_a_first_checkpoint_that_cannot_be_written_leaves_nothing_but_what_was_there(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", full)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    for name, left in (("there", ["mine.txt"]), ("new", None)):
+        folder = tmp_path / name
+        with pytest.raises(UserError, match=r"step-5 could not be written .*No space left"):
+            finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS, checkpoints=folder)
+        assert (sorted(path.name for path in folder.iterdir()) if folder.exists() else None) == left
+
+
+# ---- Manners
+
+
+def test_a_teacher_is_left_as_it_was(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    student, teacher = student_of(classifier, tokenizer), deepcopy(classifier).train()
+    distill(student, teacher, tokenizer, rows_for(tokenizer), replace(SETTINGS, epochs=1))
+    assert teacher.training
+    assert_same_weights(weights_of(teacher), weights_of(classifier))
+
+
+def test_the_precision_of_a_process_that_has_trained_before_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = training.make_accelerator().mixed_precision
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16" if before == "bf16" else "bf16")
+    assert training.make_accelerator().mixed_precision == before
+
+
 # ---- Two processes
 
 TWO = """

@@ -17,7 +17,6 @@ from torch import Tensor
 from fffconvert.kernels import grouped
 from fffconvert.kernels.reference import FFFWeights, dense_ffn
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILE = 16  # tokens that share a leaf's weights, and the least that a tensor core takes
 _SAME = {"gelu_pytorch_tanh": "gelu_new"}  # two names of one function
 
@@ -143,7 +142,7 @@ def fff_inference(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
 
     Args:
         x: `(n_tokens, d_model)`, one token or more.
-        weights: The layer's tensors, in the dtype and on the device of `x`; dtypes in `DTYPES`.
+        weights: The layer's tensors, in the dtype and on the device of `x`; float32, bfloat16 or float16.
         activation: A name in `ACTIVATIONS`.
     """
     x = x.contiguous()
