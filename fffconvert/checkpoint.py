@@ -15,36 +15,23 @@ from typing import Any, cast
 
 import torch
 import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert import modeling
+from fffconvert.card import dense_card, model_card
 from fffconvert.display import is_main_process
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import family_of, longest_text
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
-from fffconvert.tasks import HEAD_OF, TASKS, Kind, Task, kind_of
-
-TEMPLATE = Path(__file__).with_name("card.md")
+from fffconvert.tasks import HEAD_OF, Kind, Task, kind_of
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
 
-
-PIPELINE_TAG: dict[Kind, str] = {
-    "classification": "text-classification",
-    "multi-label": "text-classification",
-    "regression": "text-classification",
-    "tokens": "token-classification",
-    "question": "question-answering",
-    "masked": "fill-mask",
-    "embedding": "feature-extraction",
-}
-"""What the Hub calls each kind of task."""
 
 PROBLEM_TYPE: dict[Kind, Any] = {
     "classification": "single_label_classification",
@@ -317,11 +304,18 @@ def save(
             report = {**report, "versions": versions()}
             (beside / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         converted = modeling.is_converted(loaded.model.config)
-        card = (
-            model_card(loaded, folder.name, report or {}, recipe is not None)
-            if converted
-            else dense_card(loaded, folder.name)
-        )
+        if converted:
+            card = model_card(
+                loaded.model.config,
+                name=folder.name,
+                origin=loaded.name,
+                mask_token=loaded.tokenizer.mask_token,
+                sentence=loaded.sentence is not None,
+                report=report or {},
+                recipe=recipe is not None,
+            )
+        else:
+            card = dense_card(folder.name, loaded.name)
         (beside / "README.md").write_text(str(card), encoding="utf-8")
 
 
@@ -344,94 +338,3 @@ def versions() -> dict[str, str]:
     """The versions that decide a result."""
     packages = ("fffconvert", "torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
     return {package: metadata.version(package) for package in packages}
-
-
-def model_card(loaded: Loaded, name: str, report: dict[str, Any], recipe: bool = False) -> ModelCard:
-    """The card of a converted model: scores beside controls, share, latency, in the Hub's own format.
-
-    Args:
-        loaded: The model.
-        name: Its folder's.
-        report: What was measured.
-        recipe: Whether a recipe lies beside it.
-    """
-    config = loaded.model.config
-    shape = modeling.shape_of(config)
-    scores = report.get("scores")
-    tag = PIPELINE_TAG[kind_of(config)]
-    sentence = loaded.sentence is not None and kind_of(config) == "embedding"
-    base_model, licence = origin_of(loaded.name)
-    data = ModelCardData(
-        model_name=name,
-        library_name="sentence-transformers" if sentence else "transformers",
-        tags=["fffconvert", "fast-feedforward"],
-        base_model=base_model,
-        license=licence,
-        pipeline_tag=tag,
-        datasets=["nyu-mll/glue"] if scores and scores["task"] in TASKS else None,
-        eval_results=eval_results(scores, tag) if scores else None,
-    )
-    card: ModelCard = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        name=name,
-        base_model=data.base_model,
-        pipeline_tag=data.pipeline_tag,
-        sentence=sentence,
-        example=json.dumps(example_for(loaded, scores)),
-        shape=shape,
-        dense_neurons=modeling.dense_neurons(config),
-        share=shape.active_neurons / modeling.dense_neurons(config),
-        int8=config.int8_projections,
-        recipe=recipe,
-        report=report,
-    )
-    return card
-
-
-def example_for(loaded: Loaded, scores: dict[str, Any] | None) -> str | dict[str, str]:
-    """What a model's pipeline may be asked: a text, one with a mask, or a pair where it was judged by pairs."""
-    if kind_of(loaded.model.config) == "masked":
-        return f"Trees are {loaded.tokenizer.mask_token}."
-    if scores and scores["task"] in TASKS and len(TASKS[scores["task"]].columns) == 2:
-        return {"text": "Trees are fast.", "text_pair": "Trees are slow."}
-    return "Trees are fast."
-
-
-def eval_results(scores: dict[str, Any], pipeline_tag: str) -> list[EvalResult]:
-    """Every metric of every validation split, for the card's `model-index`."""
-    task = scores["task"]
-    of_glue = task in TASKS
-    return [
-        EvalResult(
-            task_type=pipeline_tag,
-            dataset_type="nyu-mll/glue" if of_glue else task,
-            dataset_name=f"GLUE {task}" if of_glue else "held-out text" if task == "text" else task,
-            dataset_config=task if of_glue else None,
-            dataset_split=split,
-            metric_type=metric,
-            metric_value=round(value, 4),
-        )
-        for split, metrics in scores["metrics"].items()
-        for metric, value in metrics.items()
-    ]
-
-
-def dense_card(loaded: Loaded, name: str) -> ModelCard:
-    """The card of a fine-tuned dense model: what it came from, so that what is made of it can say so too."""
-    base_model, licence = origin_of(loaded.name)
-    data = ModelCardData(model_name=name, library_name="transformers", base_model=base_model, license=licence)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\nFine-tuned with fffconvert.\n")
-
-
-def origin_of(name: str) -> tuple[str | None, str | None]:
-    """The model of the Hub that a model goes back to, and its licence, as far as the cards on the way tell."""
-    folder = Path(name)
-    base = None if folder.exists() else name
-    try:
-        data = ModelCard.load(str(folder / "README.md") if folder.is_dir() else name).data
-    except Exception:  # noqa: BLE001 - a card is a courtesy: whatever is wrong with it, it states nothing
-        return base, None
-    if folder.is_dir() and isinstance(data.get("base_model"), str):
-        base = data.get("base_model")
-    return base, cast(str | None, data.get("license"))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fffconvert.calibration import SENSITIVITY_TOKENS
 from fffconvert.dense import DenseFFN
 from fffconvert.families import family_of, read_ffns
 from fffconvert.fit import fit_layer
@@ -150,14 +151,16 @@ def times(
             dense(input_ids=ids)
 
     reading = seconds_of(read) / n_tokens
+    learning = seconds_of(lambda: step(dense)) / n_tokens
+    differentiated = min(work.calibration_tokens, SENSITIVITY_TOKENS) if tree.linear else 0
     below = reading * work.calibration_tokens / 2  # a layer is fitted on what those below it give
     grown = fitting(ffn, tree, init, work.calibration_tokens) + below
     found = {
-        "calibration": reading * work.calibration_tokens,
+        "calibration": reading * work.calibration_tokens + learning * differentiated,
         "trees": grown * n_uses * work.students,
     }
     if work.finetune_tokens:
-        found["fine-tuning"] = seconds_of(lambda: step(dense)) / n_tokens * work.finetune_tokens
+        found["fine-tuning"] = learning * work.finetune_tokens
     if work.distill_tokens:
         teaching = reading + seconds_of(lambda: step(student)) / n_tokens
         found["distillation"] = teaching * work.distill_tokens * work.students

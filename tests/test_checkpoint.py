@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from fffconvert import UserError, checkpoint
-from fffconvert.checkpoint import Loaded, load, model_card, save
+from fffconvert.checkpoint import Loaded, load, save
 from fffconvert.families import FAMILIES
 from fffconvert.modeling import config_class, config_with, model_class
 from fffconvert.tree import TreeShape
@@ -109,9 +109,10 @@ def test_a_teacher_hands_on_what_its_card_says_of_its_origin(classifier, folder_
 
 
 @pytest.mark.parametrize(("task", "dataset"), [("sst2", "nyu-mll/glue"), ("reviews.csv", "reviews.csv")])
-def test_the_cards_results_name_their_data(task, dataset, tokenizer):
+def test_the_cards_results_name_their_data(task, dataset, tokenizer, tmp_path):
     loaded = Loaded("user/dense", converted("BertForSequenceClassification"), tokenizer)
-    data = model_card(loaded, "made", {**scores_of(task), "table": []}).data
+    save(loaded, tmp_path / "made", report={**scores_of(task), "table": []})
+    data = ModelCard.load(tmp_path / "made" / "README.md").data
     (result,) = data.eval_results
     assert (result.dataset_type, result.metric_type, result.metric_value) == (dataset, "accuracy", 0.5)
     assert (data.base_model, data.pipeline_tag) == ("user/dense", "text-classification")
@@ -146,7 +147,7 @@ def test_routers_that_are_no_numbers_are_refused(tokenizer, tmp_path):
 
 def test_what_fails_halfway_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     loaded = Loaded("user/dense", converted("BertModel"), tokenizer)
-    monkeypatch.setattr(checkpoint, "model_card", lambda *_: 1 / 0)
+    monkeypatch.setattr(checkpoint, "model_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(loaded, tmp_path / "made")
     assert not list(tmp_path.iterdir())

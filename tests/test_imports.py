@@ -23,9 +23,9 @@ cluster kernels metrics recipe
 dense fff options
 export families fit int8 training
 calibration modeling onnx
-checkpoint conversion encoding estimate quantization registration
-data distillation hub inspection latency
-evaluation tables
+card conversion encoding estimate quantization registration
+checkpoint data distillation latency
+evaluation hub inspection tables
 pipeline
 cli
 """.strip().splitlines()
