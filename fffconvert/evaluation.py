@@ -49,7 +49,8 @@ class Scores:
         score: Its value on the first validation split; for an encoder the mean cosine of its sentence
             embeddings to the teacher's.
         teacher_score: The teacher's; none without a teacher.
-        retention: `score / teacher_score`. It flatters: a model without FFNs can have 97% (see the controls).
+        retention: `score / teacher_score`, none unless that is above 0. It flatters: a model without FFNs can have 97%
+            (see the controls).
         agreement: Share of rows, or of tokens, on which model and teacher decide the same; for regression
             the Pearson correlation of their outputs; for an encoder the share of texts whose nearest
             neighbour is the same.
