@@ -121,6 +121,8 @@ def origin_of(name: str) -> tuple[str | None, str | None]:
     """The model of the Hub that a model goes back to, and its licence, as far as the cards on the way tell."""
     folder = Path(name)
     base = None if folder.exists() else name
+    if folder.is_dir() and not (folder / "README.md").is_file():
+        return base, None  # else its path would be looked up on the Hub
     try:
         data = ModelCard.load(str(folder / "README.md") if folder.is_dir() else name).data
     except Exception:  # noqa: BLE001 - a card is a courtesy: whatever is wrong with it, it states nothing

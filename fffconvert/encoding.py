@@ -103,7 +103,14 @@ def tokenized(
     for name in task.columns:
         texts_in(task, rows, name)  # a row without text has no place in a batch
     code = coder(task, rows)
-    return rows.map(encode, batched=True, remove_columns=rows.column_names)
+    # a new column would be cast to the type of an old one of its name
+    needed = {name: f"given {name}" for name in (*task.columns, task.label) if name is not None}
+    given = rows.select_columns(list(needed)).rename_columns(needed)
+
+    def encode_given(batch: Columns) -> Columns:
+        return encode({name: batch[column] for name, column in needed.items()})
+
+    return given.map(encode_given, batched=True, remove_columns=given.column_names)
 
 
 def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:

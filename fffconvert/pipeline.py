@@ -40,7 +40,7 @@ from fffconvert.families import family_of
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Init, Recipe
 from fffconvert.tasks import Task, check_head
-from fffconvert.training import digest_of_rows, digest_of_weights, wait_for_everyone
+from fffconvert.training import digest_of_rows, digest_of_weights, wait_for_everyone, write_whole
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
@@ -134,7 +134,7 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
                 f"{saved} is another recipe than this one; resume with that one, or delete {work}"
             )
         work.mkdir(parents=True, exist_ok=True)
-        saved.write_text(recipe.to_yaml(), encoding="utf-8")
+        write_whole(saved, recipe.to_yaml())
     wait_for_everyone()
     return work
 
@@ -154,7 +154,7 @@ def check_inputs(stages: Stages) -> None:
             )
     wait_for_everyone()
     if is_main_process():
-        file.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        write_whole(file, json.dumps(found, indent=2))
 
 
 def teacher_folder(output: Path) -> Path:

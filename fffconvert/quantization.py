@@ -39,10 +39,10 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
         raise UserError(
             f"int8 is made from float32 on the CPU; this model is {model.dtype} on {model.device.type}"
         )
-    quantized = deepcopy(model).eval()
+    quantized = deepcopy(model)
     quantized.config.int8_projections = True
     replace_projections(quantized, converted_family(model.config), Int8Linear.from_linear)
-    return quantized
+    return quantized.eval()
 
 
 @torch.no_grad()

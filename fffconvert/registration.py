@@ -15,14 +15,17 @@ from importlib.util import find_spec
 from types import ModuleType
 
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
-MODELING = "transformers.modeling_utils"  # may import `AutoConfig`, and is then not there yet
+MODELING = "transformers.modeling_utils"
+AUTO_MODEL = "transformers.models.auto.modeling_auto"
+
+# Modules that may import `AutoConfig` themselves, and what is in them once they are there.
+LAST = {MODELING: "PreTrainedModel", AUTO_MODEL: "AutoModel"}
 
 
 def _register() -> None:
-    if MODELING not in sys.modules or hasattr(sys.modules[MODELING], "PreTrainedModel"):
-        import_module(
-            "fffconvert.modeling"
-        )  # registers at its end, also where it is what is being imported now
+    if all(name not in sys.modules or hasattr(sys.modules[name], last) for name, last in LAST.items()):
+        # registers at its end, also where it is what is being imported now
+        import_module("fffconvert.modeling")
 
 
 class _ThenRegister(Loader):
@@ -62,4 +65,4 @@ def register_when_imported() -> None:
     if AUTO_CONFIG in sys.modules:
         _register()
     else:
-        sys.meta_path.insert(0, _Wait(AUTO_CONFIG, MODELING))
+        sys.meta_path.insert(0, _Wait(AUTO_CONFIG, *LAST))

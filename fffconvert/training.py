@@ -26,6 +26,7 @@ from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
     ProjectConfiguration,
+    parse_flag_from_env,
     set_seed,
 )
 from datasets import Dataset, List
@@ -98,9 +99,14 @@ def make_accelerator(
     )
 
 
+def process_state() -> PartialState:
+    """What this process is among those of `accelerate launch`, as an `Accelerator` finds it first."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def training_device() -> torch.device:
     """Where Accelerate puts what this process trains."""
-    return PartialState().device
+    return process_state().device
 
 
 @contextmanager
@@ -116,6 +122,7 @@ def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def check_tracker(name: str) -> None:
     """Raises a `UserError` for a tracker that Accelerate does not know, or that is not installed."""
+    process_state()  # Accelerate's log asks for it
     try:
         found = filter_trackers(name, logging_dir=".")
     except ValueError as error:
@@ -218,7 +225,8 @@ def train(
                 report(accelerator, figures, step, advance, logged=log_with is not None)
                 if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
                     save_checkpoint(accelerator, checkpoints, step, described)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()  # `end_training` would part the processes too, which have more to do
     accelerator.free_memory()
     model.to("cpu").eval()  # type: ignore[arg-type]
 
@@ -306,7 +314,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        write_whole(folder / SETTINGS, json.dumps(settings, indent=2))
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
@@ -324,6 +332,13 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
         partial.rename(whole)
         for older in checkpoints_in(folder)[:-1]:
             shutil.rmtree(folder / f"step-{older}")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file beside its name first: whoever is killed leaves the old one or the new one."""
+    beside = file.with_name(f"{file.name}.writing")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
 
 
 def checkpoints_in(folder: Path) -> list[int]:
@@ -353,4 +368,4 @@ def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, An
 
 def wait_for_everyone() -> None:
     """Waits until every process of `accelerate launch` has come this far."""
-    PartialState().wait_for_everyone()
+    process_state().wait_for_everyone()

@@ -321,6 +321,16 @@ def test_labels_of_a_model_that_is_there(tmp_path: Path, tokenizer: PreTrainedTo
             encoded_labels(tmp_path, tokenizer, config, wrong)
 
 
+def test_columns_named_as_a_model_names_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    columns = {"text": sentences(3), "length": ["short", "long", "long"], "labels": ["b", "a", "b"]}
+    rows = read_data(write_jsonl(tmp_path / "own.jsonl", columns), tokenizer, None).rows
+    assert rows["labels"] == [1, 0, 1]
+    assert rows["length"] == [len(ids) for ids in rows["input_ids"]]
+    columns["labels"] = [[0, 2], [], [1]]
+    rows = read_data(write_jsonl(tmp_path / "own.jsonl", columns), tokenizer, None).rows
+    assert rows["labels"] == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+
 def test_numbers_that_are_names(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     stars = config_for("classification", id2label={i: str(i + 1) for i in range(5)})
     assert encoded_labels(tmp_path, tokenizer, stars, [1, 5, 3]) == [0, 4, 2]

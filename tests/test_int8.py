@@ -226,3 +226,9 @@ def test_convert_makes_int8_when_asked(classifier, folder_of, tmp_path, texts, m
     assert result.exit_code == 0, result.output
     loaded = AutoModelForSequenceClassification.from_pretrained(output)
     assert sum(isinstance(module, Int8Linear) for module in loaded.modules()) == 8
+
+
+def test_a_quantized_model_runs_where_gradients_are_on(classifier, tokenizer):
+    student = convert(classifier, tokenizer, ["good film"] * 20, TreeShape(1, 1)).model
+    assert torch.is_grad_enabled()
+    assert quantize(student)(torch.tensor([[2, 7, 3]])).logits.isfinite().all()

@@ -373,6 +373,7 @@ def test_known_whatever_is_imported_first(student: PreTrainedModel, folder_of: C
         "from fffconvert.families import FAMILIES",  # imports `transformers` while it is not whole itself
         "from transformers import AutoModel; import fffconvert",
         "import fffconvert; from transformers import BertModel",  # imports the Auto classes halfway
+        "import fffconvert; from transformers import AutoModelForSequenceClassification",
         "import pickle; pickle.load(open(sys.argv[1] + '/model.pickle', 'rb'))",
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(fffconvert.__file__).parents[1])}

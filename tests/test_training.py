@@ -423,8 +423,8 @@ folder = sys.argv[1]
 data = ["--task", "sst2", "--data-dir", f"{folder}/glue"]
 teacher = ["--teacher", f"{folder}/dense"]
 for arguments in (
-    ["evaluate", f"{folder}/student", *data, *teacher, "--json", f"{folder}/two.json"],
     ["distill", f"{folder}/student", f"{folder}/two", *data, *teacher, "--epochs", "2", "--batch-size", "8"],
+    ["evaluate", f"{folder}/student", *data, *teacher, "--json", f"{folder}/two.json"],
 ):
     main(arguments, standalone_mode=False)
 state = PartialState()
