@@ -239,6 +239,8 @@ def refuse_existing(folder: Path) -> None:
     """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
     if folder.name in ("", ".."):
         raise UserError(f"{folder} is a folder that is there; name a new one")
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link; name the folder itself")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder")
     if folder.is_mount():

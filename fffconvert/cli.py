@@ -464,6 +464,8 @@ def distill(
     loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
     if not modeling.is_converted(loaded.model.config):
         raise UserError(f"{student} is a dense model; expected a converted one (fffconvert convert)")
+    if modeling.is_converted(dense.model.config):
+        raise UserError(f"{teacher} is a converted model; a teacher is dense")
     found = read_data(
         asked,
         loaded.tokenizer,

@@ -182,7 +182,10 @@ def read_validations(
     Raises:
         UserError: For data that is missing or malformed.
     """
-    splits = validation_splits(asked, data_dir) or {_name(asked): train_split(asked, data_dir)}
+    splits = validation_splits(asked, data_dir)
+    if not splits and isinstance(asked, DataSource) and len(found := load_source(asked)) > 1:
+        raise UserError(f"{asked.path} has the splits {', '.join(found)}; say which with --split")
+    splits = splits or {_name(asked): train_split(asked, data_dir)}
     task = replace(task_of(asked, next(iter(splits.values())), config), validations=tuple(splits))
     limit = readable_length(tokenizer, config, max_length)
     return task, {

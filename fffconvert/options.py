@@ -103,14 +103,19 @@ def data_options(command: Command) -> Command:
         *args: Any,
         data: str | None,
         text_column: tuple[str, ...],
-        label_column: str | None,
+        label_column: tuple[str, ...],
         split: str | None,
         subset: str | None,
         **rest: Any,
     ) -> Any:
         if data is None and (text_column or label_column or split or subset):
             raise UserError("--text-column, --label-column, --split and --subset go with --data")
-        source = DataSource(data, text_column, label_column, subset, split, split) if data else None
+        if len(label_column) > 1:
+            raise UserError(
+                "--label-column is given more than once; expected one column, with all labels of a row"
+            )
+        label = next(iter(label_column), None)
+        source = DataSource(data, text_column, label, subset, split, split) if data else None
         return command(*args, data=source, **rest)
 
     options = (
@@ -126,7 +131,7 @@ def data_options(command: Command) -> Command:
             multiple=True,
             help="Its column of text; twice for pairs. Guessed from the usual names.",
         ),
-        click.option("--label-column", metavar="NAME", help="Its column of labels; likewise."),
+        click.option("--label-column", metavar="NAME", multiple=True, help="Its column of labels; likewise."),
         click.option("--split", metavar="NAME", help="The split of it to use."),
         click.option("--subset", metavar="NAME", help="Which configuration of a Hub dataset."),
     )

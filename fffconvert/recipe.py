@@ -47,7 +47,7 @@ class Training:
     warmup: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    checkpoint_every: int = 500
+    checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation", "checkpoint_every"):

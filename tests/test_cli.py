@@ -122,6 +122,24 @@ def test_texts_are_cut_at_what_a_new_teacher_can_read(dense: str, tmp_path: Path
     succeed("finetune", dense, tmp_path / "out", *long, *QUICK)
 
 
+def test_labels_stand_in_one_column(dense: str, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("text,a,b\ngood,0,1\nbad,1,0\n")
+    twice = ["--label-column", "a", "--label-column", "b"]
+    asked = fail("finetune", dense, tmp_path / "out", "--data", tmp_path / "own.csv", *twice)
+    assert "--label-column is given more than once" in asked
+
+
+def test_a_teacher_is_dense_and_an_output_no_link(
+    dense: str, student: str, text: Path, tmp_path: Path
+) -> None:
+    asked = fail("distill", student, tmp_path / "out", "--teacher", student, "--text", text)
+    assert "is a converted model; a teacher is dense" in asked
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    asked = fail("convert", dense, tmp_path / "link", "--calibration", text, *TREE)
+    assert "is a link; name the folder itself" in asked
+
+
 def test_a_teacher_of_another_size_is_refused(dense: str, text: Path, folder_of: Callable[..., str]) -> None:
     deep = folder_of(BertForSequenceClassification(tiny_config(num_hidden_layers=3)), "deep")
     assert "num_hidden_layers is 2 and the teacher's 3" in fail(

@@ -240,6 +240,19 @@ def test_several_splits_and_none_to_train_on(tmp_path: Path, tokenizer: PreTrain
     assert list(validation_splits(replace(source, train="validation"), None)) == ["test"]
 
 
+def test_what_was_trained_on_is_not_judged_without_a_word(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    both = DatasetDict({name: Dataset.from_dict(reviews(5)) for name in ("train", "dev")})
+    both.save_to_disk(str(tmp_path / "saved"))
+    source = DataSource(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="has the splits train, dev; say which with --split"):
+        read_validations(source, tokenizer, None)
+    assert list(read_validations(replace(source, train="dev", validation="dev"), tokenizer, None)[1]) == [
+        "dev"
+    ]
+
+
 def test_a_row_without_text_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     file = tmp_path / "own.csv"
     file.write_text("text,label\ngood,1\n,0\n", encoding="utf-8")
