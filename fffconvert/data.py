@@ -313,7 +313,7 @@ def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labell
                 f"{asked.path}: which column holds the labels? It has {', '.join(rows.column_names)}; "
                 "name it with --label-column"
             )
-        kind = kind_of_labels(rows, label)
+        kind = kind_of_labels(asked, rows, label)
     columns = text_columns(asked, rows, kind, label)
     task = unlabelled(name, columns, config)
     if label is not None:
@@ -344,13 +344,14 @@ def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | 
     return found if kind is None or answers == (kind == "question") else None
 
 
-def kind_of_labels(rows: Dataset, label: str) -> Kind:
+def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
     """What a head for these labels answers."""
     feature = rows.features[label]
     if isinstance(feature, dict):
         return "question"
     if isinstance(feature, List):
-        return "tokens" if _usual(rows, ("tokens", "words")) else "multi-label"
+        words = any(isinstance(rows.features.get(name), List) for name in source.text)
+        return "tokens" if words or _usual(rows, ("tokens", "words")) else "multi-label"
     if label.lower() in ("ner_tags", "tags"):
         return "tokens"  # as text with spaces between, in a CSV file
     return "regression" if isinstance(feature, Value) and "float" in feature.dtype else "classification"

@@ -319,6 +319,12 @@ def test_what_is_guessed(
     assert kind in said
 
 
+def test_a_named_column_of_words_has_tags(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"toks": [["a", "b"]], "gold": [["O", "X"]]})
+    named = replace(source, text=("toks",), label="gold")
+    assert read_data(named, tokenizer, None).task.kind == "tokens"
+
+
 def encoded_labels(tmp_path: Path, tokenizer: Any, config: Any, labels: list[Any]) -> list[Any]:
     source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(len(labels)), "label": labels})
     return list(read_data(source, tokenizer, config).rows["labels"])
