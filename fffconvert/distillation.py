@@ -11,11 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from fffconvert.calibration import evaluating
-from fffconvert.encoding import TRUTH
+from fffconvert.encoding import without_truth
 from fffconvert.errors import UserError
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
-from fffconvert.training import Batch, moved, train, training_device
+from fffconvert.training import Batch, moved, process_state, train
 
 TOKEN_LOGITS = ("start_logits", "end_logits")  # one number per token: (n_rows, n_tokens)
 
@@ -99,7 +99,7 @@ def distill(
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = {name: tensor for name, tensor in batch.items() if name not in TRUTH}
+        inputs = without_truth(batch)
         with torch.no_grad():
             target = teacher(**inputs, output_hidden_states=True)
         output = wrapped(**inputs, output_hidden_states=True)
@@ -112,7 +112,7 @@ def distill(
         figures["embedding"] = embedding_error(ours, theirs)
         return value + figures["embedding"], figures
 
-    with evaluating(teacher), moved(teacher, training_device()):
+    with evaluating(teacher), moved(teacher, process_state().device):
         train(
             student,
             rows,

@@ -6,12 +6,13 @@ token, and `IGNORED` where none counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, List, concatenate_datasets
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text
@@ -28,6 +29,11 @@ TRUTH = ("labels", "start_positions", "end_positions")
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 
 Columns = dict[str, list[Any]]
+
+
+def without_truth(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a model reads of a batch."""
+    return {name: tensor for name, tensor in batch.items() if name not in TRUTH}
 
 
 def texts_of(task: Task, rows: Dataset) -> list[Text]:

@@ -20,13 +20,13 @@ from transformers.utils.generic import ModelOutput
 from fffconvert.calibration import evaluating
 from fffconvert.display import progress_bar
 from fffconvert.distillation import check_pair, hidden_errors
-from fffconvert.encoding import IGNORED, TRUTH
+from fffconvert.encoding import IGNORED, without_truth
 from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.modeling import dense_neurons, is_converted, shape_of
 from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
-from fffconvert.training import Batch, batches_of, make_accelerator, moved, training_device
+from fffconvert.training import Batch, batches_of, make_accelerator, moved, process_state
 
 BATCH_SIZE = 64
 BATCH_SIZE_OF_WORDS = 8  # of models that give a number for each word of their vocabulary at each place
@@ -364,7 +364,7 @@ def embed(
 def device_for(model: PreTrainedModel) -> torch.device:
     """Where a model is judged: where Accelerate would train it, but int8 projections run on CPUs alone."""
     int8 = getattr(model.config, "int8_projections", False)
-    return torch.device("cpu") if int8 else training_device()
+    return torch.device("cpu") if int8 else process_state().device
 
 
 def forward_all(
@@ -391,8 +391,7 @@ def forward_all(
     ):
         for batch in loader:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            inputs = {name: tensor for name, tensor in batch.items() if name not in TRUTH}
-            output = model(**inputs, output_hidden_states=hidden_states)
+            output = model(**without_truth(batch), output_hidden_states=hidden_states)
             if not output[0].isfinite().all():
                 raise UserError(f"{type(model).__name__} gives NaN or infinity; expected finite numbers")
             picked = pick(output, batch).to(accelerator.device)
@@ -409,9 +408,8 @@ def hidden_error(
     """The mean error of a model's hidden states on the first rows."""
 
     def compare(output: ModelOutput, batch: Batch) -> Tensor:
-        inputs = {name: tensor for name, tensor in batch.items() if name not in TRUTH}
         real = batch["attention_mask"].float()
-        return hidden_errors(output, teacher(**inputs, output_hidden_states=True), real)
+        return hidden_errors(output, teacher(**without_truth(batch), output_hidden_states=True), real)
 
     rows = rows.select(range(min(ROWS_FOR_HIDDEN_ERROR, len(rows))))
     with evaluating(teacher), moved(teacher, device_for(model)):

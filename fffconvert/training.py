@@ -104,11 +104,6 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def training_device() -> torch.device:
-    """Where Accelerate puts what this process trains."""
-    return process_state().device
-
-
 @contextmanager
 def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Has a model on a device for a while."""
