@@ -61,7 +61,7 @@ class Cli(click.Group):
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            fail("interrupted; what was checkpointed is kept", code=130)
+            fail("interrupted; the same command goes on from the last checkpoint, if there is one", code=130)
         except click.UsageError as error:
             fail_usage(error)
         except OSError as error:
@@ -118,6 +118,8 @@ def main() -> None:
       fffconvert distill student distilled --teacher teacher --task sst2
       fffconvert evaluate distilled --task sst2 --teacher teacher
       fffconvert benchmark distilled
+      fffconvert quantize distilled distilled-int8
+      fffconvert export distilled graph
       fffconvert push distilled user/name
     """
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text, readable_length
 from fffconvert.display import say
-from fffconvert.encoding import class_names, labels_in, prompted, texts_of, tokenized
+from fffconvert.encoding import class_names, labels_in, multi_hot, prompted, texts_of, tokenized
 from fffconvert.errors import UserError, first_line
 from fffconvert.recipe import MAX_LENGTH, DataSource
 from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, task_named
@@ -71,6 +71,11 @@ LABELS = (
 """Column names that are taken for text and labels where none are given, the first that is there."""
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_CSV = "a line with the names of the columns, then one for each row, in UTF-8"
+_JSON = "one object for each row, in UTF-8"
+WHOLE = {".csv": _CSV, ".tsv": _CSV, ".json": _JSON, ".jsonl": _JSON, ".parquet": "a whole Parquet file"}
+"""What a file must hold by its ending."""
+
 MOST_NAMES = 8  # of classes, in one line about them
 
 
@@ -80,8 +85,10 @@ def asked_for(task: str | None, text: str | Path | None, data: DataSource | None
     Raises:
         UserError: For none or several of the three, or a task that is not GLUE's.
     """
-    if (task is not None) + (text is not None) + (data is not None) != 1:
-        raise UserError("name either a task, a text file, or data of your own, and not several of them")
+    given = [name for name, value in (("task", task), ("text", text), ("data", data)) if value is not None]
+    if len(given) != 1:
+        found = f"{' and '.join(given)} are named" if given else "nothing to read is named"
+        raise UserError(f"{found}; expected either a task, a text file, or data of your own")
     if data is not None:
         return data
     return task_named(task) if task is not None else Path(str(text))
@@ -260,31 +267,39 @@ def load_source(source: DataSource) -> DatasetDict:
         UserError: For data that is not there, or that `datasets` cannot read.
     """
     path = Path(source.path)
-    reader = READERS.get(path.suffix.lower())
     try:
-        if path.is_dir():
-            saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-            found = load_from_disk(str(path)) if saved else load_dataset(str(path), source.subset)
-        elif path.is_file() and path.suffix.lower() == ".txt":
-            found = Dataset.from_dict({"text": list(read_lines(path))})
-        elif path.is_file() and reader is not None:
-            options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-            found = load_dataset(reader, data_files=str(path), split="train", **options)
-        elif path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
-            raise UserError(
-                f"{path} {'cannot be read' if path.exists() else 'does not exist'}; expected a folder, "
-                f"a file that ends with {', '.join(READERS)} or .txt, or the id of a dataset on the Hub"
-            )
-        else:
-            found = load_dataset(source.path, source.subset)
+        found = _read(source, path)
     except UserError:
         raise
     except Exception as error:  # what can go wrong while reading shares no base class
+        empty = path.is_file() and path.stat().st_size == 0
+        reason = "it is empty" if empty else first_line(error.__cause__ or error)
         where = "" if path.exists() else " from the Hub; without it, name a file or a folder"
-        raise UserError(
-            f"{source.path} could not be read ({first_line(error.__cause__ or error)}){where}"
-        ) from error
+        expected = f"; expected {WHOLE[path.suffix.lower()]}" if path.is_file() else where
+        raise UserError(f"{source.path} could not be read ({reason}){expected}") from error
+    if isinstance(found, Dataset) and len(found.column_names) == 1 and ";" in found.column_names[0]:
+        raise UserError(f"{path} has semicolons between its columns; expected commas, or tabs in a .tsv")
     return found if isinstance(found, DatasetDict) else DatasetDict({_name(source): found})
+
+
+def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
+    """Has `datasets` read what a source names, whatever it is; raises whatever that raises."""
+    suffix = path.suffix.lower()
+    reader = READERS.get(suffix)
+    if path.is_dir():
+        saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        return load_from_disk(str(path)) if saved else load_dataset(str(path), source.subset)
+    if path.is_file() and suffix == ".txt":
+        return Dataset.from_dict({"text": list(read_lines(path))})
+    if path.is_file() and reader is not None:
+        options = {"sep": "\t"} if suffix == ".tsv" else {}
+        return load_dataset(reader, data_files=str(path), split="train", **options)
+    if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
+        raise UserError(
+            f"{path} {'cannot be read' if path.exists() else 'does not exist'}; expected a folder, "
+            f"a file that ends with {', '.join(READERS)} or .txt, or the id of a dataset on the Hub"
+        )
+    return load_dataset(source.path, source.subset)
 
 
 def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labelled: bool = True) -> Task:
@@ -321,7 +336,7 @@ def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labell
         entities = kind == "tokens" and any(each.startswith("B-") for each in labels)
         metrics = ("entity_f1", "accuracy") if entities else METRICS[kind]
         task = Task(name, columns, labels, metrics, kind=kind, label=label)
-    say_what_was_chosen(task)
+    say_what_was_chosen(task, labelled and kind not in ("masked", "embedding"))
     return task
 
 
@@ -409,7 +424,8 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
         return ()
     named = class_names(rows.features[label])
     if config is None:
-        found = tuple(named or distinct(kind, rows[label]))
+        hot = multi_hot(rows, label) if kind == "multi-label" else 0
+        found = tuple(named or [str(number) for number in range(hot)] or distinct(kind, rows[label]))
         if len(found) < 2:
             raise UserError(
                 f"column {label!r} has {len(found)} label{'s' * (len(found) != 1)}; expected two or more"
@@ -427,12 +443,13 @@ def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
     return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
 
 
-def say_what_was_chosen(task: Task) -> None:
-    """One line about which columns are what."""
-    labels = f", labels from {task.label!r}" if task.label else ", no labels"
+def say_what_was_chosen(task: Task, labelled: bool) -> None:
+    """One line about which columns are what, and what follows where labels were wanted and none were found."""
+    missing = "no column of labels (--label-column names one), so the teacher is the judge"
+    labels = f"labels from {task.label!r}" if task.label else missing if labelled else "no labels"
     classes = f": {_some(task.labels)}" if task.labels else ""
     columns = " and ".join(repr(column) for column in task.columns)
-    say(f"{task.name}: text from {columns}{labels} ({task.kind}{classes})")
+    say(f"{task.name}: text from {columns}, {labels} ({task.kind}{classes})")
 
 
 def _some(names: Sequence[str]) -> str:

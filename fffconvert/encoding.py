@@ -123,13 +123,17 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
     """What turns a label as it stands in a column into what the model's loss takes.
 
     A class may be given by its name, whatever its case, or by its number; by numbers where no label is a name.
+    Several may also be given as a 0 or 1 for each (see `multi_hot`).
     """
     numbers = {name.lower(): number for number, name in enumerate(task.labels)}
     feature = rows.features[task.label] if task.label else None
     names = class_names(feature) or []
+    hot = multi_hot(rows, task.label) if task.label and task.kind == "multi-label" else 0
 
     def named(value: Any) -> Any:
-        return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+        if names and isinstance(value, int) and 0 <= value < len(names):
+            return names[value]
+        return value if isinstance(value, bool) else whole(value)
 
     given = rows[task.label] if task.label and numbers else ()
     found = {str(named(value)).lower() for row in given for value in labels_in(task.kind, row)}
@@ -138,16 +142,19 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
     def one(value: Any) -> int:
         if (known := numbers.get(str(named(value)).lower())) is not None:
             return known
-        if not by_name and isinstance(value, int) and 0 <= value < len(task.labels):
-            return value
+        digits = str(whole(value))
+        if not by_name and digits.isdecimal() and int(digits) < len(task.labels):
+            return int(digits)
         raise UserError(
             f"{task.name}: {named(value)!r} in column {task.label!r} is no label; expected one of "
             f"{', '.join(task.labels)}" + ("" if by_name else ", or its number from 0")
         )
 
     def several(values: Any) -> list[float]:
+        if hot == len(task.labels):
+            return [float(value) for value in values]
         chosen = [one(value) for value in labels_in(task.kind, values)]
-        if len(set(chosen)) < len(chosen):  # as in 0 and 1 for every label
+        if len(set(chosen)) < len(chosen):
             raise UserError(
                 f"{task.name}: {values!r} in column {task.label!r} names a label twice; expected the names or "
                 "numbers of a row's labels"
@@ -168,6 +175,11 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
     return {"regression": number, "multi-label": several}.get(task.kind, one)
 
 
+def whole(value: Any) -> Any:
+    """A number without a fraction as such, 1.0 and True too, as files have them; anything else as it is."""
+    return int(value) if isinstance(value, bool | float) and value == value // 1 else value
+
+
 def labels_in(kind: Kind, value: Any) -> list[Any]:
     """The labels in one row: where there may be several, a CSV file holds them as one text."""
     if kind not in ("tokens", "multi-label"):
@@ -176,6 +188,21 @@ def labels_in(kind: Kind, value: Any) -> list[Any]:
         parts = value.split() if kind == "tokens" else value.split(",")
         return [part.strip() for part in parts if part.strip()]
     return list(value or [])
+
+
+def multi_hot(rows: Dataset, label: str) -> int:
+    """For how many labels each row of a column has a 0 or 1; 0 where rows list their labels.
+
+    Whole numbers are told from a list of labels 0 and 1 by a row that has one of them twice.
+    """
+    column, feature = rows[label], rows.features[label]
+    if not isinstance(feature, List) or class_names(feature) or None in column:
+        return 0
+    lengths = {len(row) for row in column}
+    if len(lengths) > 1 or not {value for row in column for value in row} <= {0, 1}:
+        return 0
+    listed = "int" in feature.feature.dtype and all(len(set(row)) == len(row) for row in column)
+    return 0 if listed else lengths.pop()
 
 
 def class_names(feature: Any) -> list[str] | None:

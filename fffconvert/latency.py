@@ -103,7 +103,7 @@ def benchmark(
         UserError: For a model that is not converted, or an original of another family or size.
     """
     if not is_converted(model.config):
-        raise UserError(f"model type {model.config.model_type!r} is not that of a converted model")
+        raise UserError("this model is dense; expected a converted one (fffconvert convert)")
     family = converted_family(model.config)
     dense = dense or untrained_twin(model)
     check_original(model, dense)

@@ -32,7 +32,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
         UserError: For a model that is not converted, is int8 already, or is not in float32 on the CPU.
     """
     if not is_converted(model.config):
-        raise UserError(f"{model.config.model_type}: this model is dense; expected a converted one")
+        raise UserError("this model is dense; expected a converted one (fffconvert convert)")
     if model.config.int8_projections:
         raise UserError("this model's projections are int8 already")
     if model.dtype != torch.float32 or model.device.type != "cpu":

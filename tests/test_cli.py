@@ -300,7 +300,7 @@ def test_env(tmp_path: Path) -> None:
             "expected a depth of at most 3, or more",
         ),
         ("convert a b --calibration sst3", "sst3 is neither a file nor a task"),
-        ("finetune a b", "name either a task, "),
+        ("finetune a b", "nothing to read is named; expected either a task, "),
         ("finetune a b --task sst3", "task 'sst3' is unknown; expected one of cola"),
         ("distill a b --teacher c --task sst3", "task 'sst3' is unknown; expected one of cola"),
         ("evaluate a --task sst3", "task 'sst3' is unknown; expected one of cola"),

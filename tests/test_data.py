@@ -170,8 +170,10 @@ def test_no_hub_is_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
         ("./nothing", "nothing does not exist"),
         ("picture.png", "picture.png cannot be read; expected a folder, a file that ends with"),
         ("broken.parquet", "broken.parquet could not be read"),
-        ("broken.jsonl", "broken.jsonl could not be read"),
-        ("empty.csv", "empty.csv could not be read"),
+        ("broken.jsonl", r"broken.jsonl could not be read .*; expected one object for each row"),
+        ("empty.csv", r"empty.csv could not be read \(it is empty\); expected a line with the names of"),
+        ("empty.jsonl", r"empty.jsonl could not be read \(it is empty\); expected one object for each"),
+        ("semicolons.csv", "semicolons.csv has semicolons between its columns; expected commas, or tabs"),
         ("empty", "empty could not be read"),
     ],
 )
@@ -181,7 +183,9 @@ def test_data_that_is_not_there(
     monkeypatch.chdir(tmp_path)
     for name in ("picture.png", "broken.parquet", "broken.jsonl"):
         Path(name).write_text("{ no", encoding="utf-8")
-    Path("empty.csv").touch()
+    for name in ("empty.csv", "empty.jsonl"):
+        Path(name).touch()
+    Path("semicolons.csv").write_text("text;label\ngood;1\n", encoding="utf-8")
     Path("empty").mkdir()
     with pytest.raises(UserError, match=message) as error:
         load_source(DataSource(path))
@@ -264,9 +268,10 @@ def test_only_one_of_task_text_and_data() -> None:
     assert asked_for("sst2", None, None) is TASKS["sst2"]
     assert asked_for(None, "a.txt", None) == Path("a.txt")
     assert asked_for(None, None, DataSource("a.csv")) == DataSource("a.csv")
-    for several in ((None, None, None), ("sst2", "a.txt", None), ("sst2", None, DataSource("a.csv"))):
-        with pytest.raises(UserError, match="name either a task, a text file, or data of your own"):
-            asked_for(*several)
+    with pytest.raises(UserError, match="nothing to read is named; expected either a task, a text file, or"):
+        asked_for(None, None, None)
+    with pytest.raises(UserError, match="task and data are named; expected either a task, a text file, or"):
+        asked_for("sst2", None, DataSource("a.csv"))
 
 
 # ---- Columns and labels
@@ -335,7 +340,10 @@ def test_labels_of_a_model_that_is_there(tmp_path: Path, tokenizer: PreTrainedTo
     config = config_for("classification", id2label={0: "Positive", 1: "NEGATIVE", 2: "mixed"})
     assert encoded_labels(tmp_path, tokenizer, config, ["negative", "positive", "MIXED"]) == [1, 0, 2]
     assert encoded_labels(tmp_path, tokenizer, config, [2, 0, 1]) == [2, 0, 1]
-    for wrong in (["dreadful"], [3], [-1], [None]):
+    assert encoded_labels(tmp_path, tokenizer, config, ["2", "0", "1"]) == [2, 0, 1]
+    assert encoded_labels(tmp_path, tokenizer, config, [2.0, 0.0, 1.0]) == [2, 0, 1]
+    assert encoded_labels(tmp_path, tokenizer, config, [True, False]) == [1, 0]
+    for wrong in (["dreadful"], [3], [-1], [None], [0.5], ["3"]):
         with pytest.raises(UserError, match=r"in column 'label' is no label; expected one of Positive, NEG"):
             encoded_labels(tmp_path, tokenizer, config, wrong)
 
@@ -353,6 +361,7 @@ def test_columns_named_as_a_model_names_its_own(tmp_path: Path, tokenizer: PreTr
 def test_numbers_that_are_names(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     stars = config_for("classification", id2label={i: str(i + 1) for i in range(5)})
     assert encoded_labels(tmp_path, tokenizer, stars, [1, 5, 3]) == [0, 4, 2]
+    assert encoded_labels(tmp_path, tokenizer, stars, [1.0, 5.0, 3.0]) == [0, 4, 2]
     assert encoded_labels(tmp_path, tokenizer, None, [30, 4, 30]) == [1, 0, 1]  # a new head: 4, then 30
 
 
@@ -405,14 +414,40 @@ def test_several_labels(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> N
     assert list(read_data(DataSource(str(file)), tokenizer, config).rows["labels"]) == [[1, 1], [1, 0]]
 
 
-def test_zeros_and_ones_for_every_label_are_refused(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([[0, 1, 1], [0, 0, 1]], [[0, 1, 1], [0, 0, 1]]),
+        ([[0.0, 1.0], [1.0, 0.0]], [[0, 1], [1, 0]]),
+        ([[False, True], [True, False]], [[0, 1], [1, 0]]),
+        ([[0, 1], [1, 0]], [[1, 1], [1, 1]]),  # both labels, twice: nothing tells it from a list of labels
+    ],
+)
+def test_a_zero_or_one_for_every_label(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, labels: Any, expected: list[list[float]]
 ) -> None:
-    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(2), "labels": [[0, 1, 1], [0, 0, 1]]})
-    with pytest.raises(
-        UserError, match=r"names a label twice; expected the names or numbers of a row's labels"
-    ):
-        read_data(source, tokenizer, None)
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(2), "labels": labels})
+    data = read_data(source, tokenizer, None)
+    assert data.task.labels == tuple(str(number) for number in range(len(expected[0])))
+    assert list(data.rows["labels"]) == expected
+    names = config_for(
+        "classification",
+        id2label=dict(enumerate("abc"[: len(expected[0])])),
+        problem_type="multi_label_classification",
+    )
+    assert list(read_data(source, tokenizer, names).rows["labels"]) == expected
+
+
+def test_a_label_named_twice_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = config_for(
+        "classification", id2label=dict(enumerate("abcd")), problem_type="multi_label_classification"
+    )
+    for labels in ([["a", "a"], ["b"]], [[0, 1, 1], [0, 0, 1]]):  # the second is of three labels
+        source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(2), "labels": labels})
+        with pytest.raises(
+            UserError, match=r"names a label twice; expected the names or numbers of a row's labels"
+        ):
+            read_data(source, tokenizer, config)
 
 
 def test_labels_are_not_looked_at_where_they_are_not_wanted(
