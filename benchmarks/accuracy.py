@@ -156,7 +156,7 @@ def main() -> None:
     asked = {
         name: str(value)
         for name, value in vars(arguments).items()
-        if name not in ("work", "data_dir", "model")
+        if name not in ("work", "results", "data_dir", "model")
     }
     result = {
         "asked": asked,

@@ -112,11 +112,15 @@ def calibrate(
         max_length: Tokens that a text is cut at.
 
     Raises:
-        UserError: For no text at all.
+        UserError: For no text at all, one text that is no list, or single texts among pairs.
     """
+    if isinstance(texts, str):
+        raise UserError("the calibration texts are one text; expected a list of them")
     sample = sample_texts(texts, -(-n_tokens // FEWEST_TOKENS_PER_TEXT), seed)
     if not sample:
         raise UserError("the calibration text is empty; expected at least one line of text")
+    if len({isinstance(text, str) for text in sample}) > 1:
+        raise UserError("some calibration texts are pairs and some are not; expected the one or the other")
     limit = readable_length(tokenizer, model.config, max_length)
     batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
     places = ffn_inputs_of(model, family_of(model.config))

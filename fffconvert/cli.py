@@ -30,6 +30,7 @@ from fffconvert.options import (
 )
 from fffconvert.recipe import CALIBRATION_TOKENS, FINETUNE, DataSource, Training, load_recipe
 from fffconvert.tables import (
+    active,
     show_comparison,
     show_estimate,
     show_int8,
@@ -250,7 +251,7 @@ def convert(
     """
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
-    from fffconvert import checkpoint, conversion, estimate
+    from fffconvert import checkpoint, conversion, estimate, modeling
     from fffconvert.data import read_texts
 
     if dry_run and int8:
@@ -286,7 +287,9 @@ def convert(
     show_layers(report["layers"])
     if int8:
         show_int8(report["int8"])
-    display.say(f"The converted model is in {output}")
+    config = made.model.config
+    neurons = active(modeling.shape_of(config).active_neurons, modeling.dense_neurons(config))
+    display.say(f"The converted model is in {output}; every token uses {neurons} neurons in each layer")
     write_json(json_file, report)
 
 

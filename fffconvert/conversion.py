@@ -116,6 +116,11 @@ def build(
             f"Of {tree.n_leaves:,} leaves most will have fewer than {FEWEST_TOKENS} of the {calibration.n_tokens:,} "
             "calibration tokens, and are fitted on their neighbours' too"
         )
+    if tree.active_neurons >= ffns[0].n_neurons:
+        say(
+            f"Every token will use {tree.active_neurons:g} neurons and the dense FFN has {ffns[0].n_neurons}: "
+            "nothing is saved"
+        )
     student = untrained_student(model, family, tree)
     weighted = tree.linear and init != "random"  # else nobody asks, and they take a backward pass
     sensitivities = calibration.sensitivities if weighted else [None] * len(ffns)

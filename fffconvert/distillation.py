@@ -134,9 +134,19 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         ours, theirs = getattr(student.config, name, None), getattr(teacher.config, name, None)
         if ours != theirs:
             raise UserError(f"the student's {name} is {ours} and the teacher's {theirs}; expected the same")
+    ours, theirs = (labels_of(model) for model in (student, teacher))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        raise UserError(
+            f"the student orders its labels {', '.join(ours)} and the teacher {', '.join(theirs)}; expected one order"
+        )
     ours, theirs = (type(model).__name__.partition("For")[2] for model in (student, teacher))
     if ours not in ("", theirs):  # a student without a head is taught hidden states alone
         raise UserError(f"the student is made For{ours} and the teacher is not; expected the same head")
+
+
+def labels_of(model: PreTrainedModel) -> list[str]:
+    """The names of a model's outputs, in order."""
+    return [str(name).lower() for _, name in sorted((model.config.id2label or {}).items())]
 
 
 def distillation_loss(

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text
+from fffconvert.display import track
 from fffconvert.errors import UserError
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.tasks import Kind, Task
@@ -27,6 +28,8 @@ TRUTH = ("labels", "start_positions", "end_positions")
 """The columns that hold the truth."""
 
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
+
+ROWS_AT_ONCE = 16_384  # tokenized between two steps of a progress bar, in about a second
 
 Columns = dict[str, list[Any]]
 
@@ -87,9 +90,8 @@ def tokenized(
     if task.kind == "similarity":  # all first texts, then all second ones
         sides = [replace(task, kind="regression", columns=(column,)) for column in task.columns]
         return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
-    random = np.random.default_rng(seed)
 
-    def encode(batch: Columns) -> Columns:
+    def encode(batch: Columns, random: np.random.Generator) -> Columns:
         texts = [[_joined(task, value) for value in batch[name]] for name in task.columns]
         offsets = task.kind in ("tokens", "question")
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_offsets_mapping=offsets)
@@ -113,10 +115,20 @@ def tokenized(
     needed = {name: f"given {name}" for name in (*task.columns, task.label) if name is not None}
     given = rows.select_columns(list(needed)).rename_columns(needed)
 
-    def encode_given(batch: Columns) -> Columns:
-        return encode({name: batch[column] for name, column in needed.items()})
+    def encode_part(number: int, part: Dataset) -> Dataset:
+        random = np.random.default_rng((seed, number))  # its own: `map` may find a part in its cache
 
-    return given.map(encode_given, batched=True, remove_columns=given.column_names)
+        def encode_given(batch: Columns) -> Columns:
+            return encode({name: batch[column] for name, column in needed.items()}, random)
+
+        return part.map(encode_given, batched=True, remove_columns=part.column_names)
+
+    parts = [
+        given.select(range(start, min(start + ROWS_AT_ONCE, len(given))))
+        for start in range(0, len(given) or 1, ROWS_AT_ONCE)
+    ]
+    shown = track(parts, "Tokenizing") if len(parts) > 1 else parts
+    return concatenate_datasets([encode_part(number, part) for number, part in enumerate(shown)])
 
 
 def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:

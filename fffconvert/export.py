@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,7 +55,7 @@ def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPU
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     size = sum(t.nbytes for t in exported.state_dict().values())
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), quiet_logging(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 exported,
@@ -68,6 +70,17 @@ def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPU
             )
     except torch.onnx.OnnxExporterError as error:
         raise UserError(f"{type(model).__name__} could not be exported ({first_line(error)})") from error
+
+
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Keeps the exporter's remarks off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Exported(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from fffconvert.display import track
 from fffconvert.errors import first_line
-from fffconvert.export import export_onnx
+from fffconvert.export import export_onnx, quiet_logging
 
 DENSE, DENSE_INT8, CONVERTED = NAMES = ("ONNX Runtime", "ONNX Runtime int8", "converted ONNX Runtime")
 UNMASKED = "fffconvert-unmasked"
@@ -49,10 +49,18 @@ def prepare(
     if reason := missing():
         return [], dict.fromkeys(NAMES, reason)
     absent: dict[str, str] = {}
-
-    def attempt(name: str, write: Callable[[Path], None], expected: PreTrainedModel | None) -> None:
+    steps: dict[str, tuple[Callable[[Path], None], PreTrainedModel | None]] = {
+        DENSE: (lambda file: write_optimized(dense, file), dense),
+        DENSE_INT8: (lambda file: write_int8(_file(folder, DENSE), file), None),
+        CONVERTED: (lambda file: write_optimized(converted, file), converted),
+    }
+    for name in track(NAMES, "Preparing ONNX Runtime"):
+        write, expected = steps[name]
+        if name == DENSE_INT8 and DENSE in absent:
+            absent[name] = absent[DENSE]
+            continue
         try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logging():
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_logging():
                 warnings.simplefilter("ignore")
                 write(_file(folder, name))
             (given, *_) = run(folder, name, ids, 1)()  # int8 is run too: it may fail only then
@@ -60,13 +68,6 @@ def prepare(
                 check(given, expected, ids)
         except Exception as error:  # noqa: BLE001 - exporter and optimizer raise whatever they stumble over
             absent[name] = f"not exported: {type(error).__name__} {first_line(error)}"
-
-    attempt(DENSE, lambda file: write_optimized(dense, file), dense)
-    if DENSE in absent:
-        absent[DENSE_INT8] = absent[DENSE]
-    else:
-        attempt(DENSE_INT8, lambda file: write_int8(_file(folder, DENSE), file), None)
-    attempt(CONVERTED, lambda file: write_optimized(converted, file), converted)
     return [name for name in NAMES if name not in absent], absent
 
 
@@ -124,17 +125,6 @@ def check(given: Any, model: PreTrainedModel, ids: Tensor) -> None:
         expected = model(input_ids=ids)[0].numpy()
     if not np.allclose(given, expected, atol=CLOSE):
         raise ValueError("ONNX Runtime's optimized graph gives other numbers than PyTorch")
-
-
-@contextlib.contextmanager
-def _quiet_logging() -> Iterator[None]:
-    """Keeps the exporters' remarks off the screen."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -16,8 +16,7 @@ def show_estimate(model: str, found: dict[str, Any]) -> None:
         ["", ""],
         [
             ("layers to convert", found["n_layers"]),
-            ("active neurons", f"{found['active_neurons']:g} of {found['dense_neurons']}"),
-            ("active share", percent(found["share"])),
+            ("active neurons", active(found["active_neurons"], found["dense_neurons"])),
             ("parameters", arrow(f"{found['parameters_before']:,}", f"{found['parameters_after']:,}")),
             ("model.safetensors", arrow(*sizes)),
             ("memory, without activations", f"{found['memory_bytes'] / 1e9:.2f} GB"),
@@ -32,6 +31,11 @@ def percent(value: float | None) -> str | None:
     return None if value is None else f"{100 * value:.1f}%"
 
 
+def active(neurons: float, dense: int) -> str:
+    """Active neurons beside those of a dense FFN."""
+    return f"{neurons:g} of {dense} ({percent(neurons / dense)})"
+
+
 def show_layers(layers: list[dict[str, Any]]) -> None:
     """How well each layer was fitted."""
     display.table(
@@ -44,10 +48,7 @@ def show_layers(layers: list[dict[str, Any]]) -> None:
 def show_scores(name: str, scores: dict[str, Any]) -> None:
     """One model's scores."""
     rows = [
-        (
-            "active neurons",
-            f"{scores['active_neurons']:g} of {scores['dense_neurons']} ({percent(scores['share'])})",
-        ),
+        ("active neurons", active(scores["active_neurons"], scores["dense_neurons"])),
         ("teacher's score", scores["teacher_score"]),
         ("retention", percent(scores["retention"])),
         ("agreement", percent(scores["agreement"])),

@@ -328,6 +328,18 @@ def test_no_text_is_refused(
         calibrate(classifier, tokenizer, texts, 100)
 
 
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [("one text", "are one text; expected a list"), ([("a", "b"), "c"], "some calibration texts are pairs")],
+    ids=["one", "mixed"],
+)
+def test_texts_that_are_none_are_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        calibrate(classifier, tokenizer, texts, 100)
+
+
 # ---- What the outputs depend on
 
 

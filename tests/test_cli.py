@@ -199,10 +199,11 @@ def test_the_whole_way_step_by_step(dense: str, glue: Path, tmp_path: Path) -> N
     assert found.config.id2label == {0: "negative", 1: "positive"}
 
     file = tmp_path / "made.json"
-    table = succeed(
-        "convert", teacher, student, "--calibration", "sst2", "--data-dir", glue, *TREE, "--json", file
-    )
-    assert "Fit of each layer" in table
+    asked = ["--calibration", "sst2", "--data-dir", glue, *TREE, "--json", file]
+    result = call("convert", teacher, student, *asked)
+    assert result.exit_code == 0, result.stderr
+    assert "Fit of each layer" in result.stdout
+    assert "every token uses 3 of 32 (9.4%) neurons in each layer" in " ".join(result.stderr.split())
     layers = json.loads(file.read_text())["layers"]
     assert [set(layer) for layer in layers] == 2 * [{"layer", "error", "smallest_leaf", "largest_leaf"}]
 
@@ -508,7 +509,7 @@ def test_a_task_that_does_not_fit_the_head(
     assert "has 2 outputs; task stsb expects 1" in fail("evaluate", dense, "--task", "stsb", *data)
     for model in (encoder, masked):
         assert "expects a ...ForSequenceClassification" in fail("evaluate", model, "--task", "sst2", *data)
-    assert "not several" in fail("evaluate", dense, "--task", "sst2", "--text", text)
+    assert "task and text are named" in fail("evaluate", dense, "--task", "sst2", "--text", text)
     assert "--teacher" in fail("evaluate", encoder, "--text", text)
 
 
@@ -525,7 +526,7 @@ def test_a_pair_that_does_not_fit(
     assert "is a converted model; a teacher is" in fail(
         "finetune", student, out, "--task", "sst2", "--data-dir", glue
     )
-    assert "not that of a converted model" in fail("benchmark", dense)
+    assert "this model is dense; expected a converted one" in fail("benchmark", dense)
     assert "expected the same" in fail("benchmark", student, "--against", small)
     assert "does not hold a converted model" in fail("push", dense, "user/name")
     assert not list(tmp_path.glob("out*"))

@@ -131,6 +131,18 @@ def test_says_where_leaves_have_few_tokens_of_their_own(
     assert "leaves" not in capsys.readouterr().err
 
 
+def test_says_where_nothing_is_saved(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    converted(classifier, tokenizer, shape=TreeShape(depth=2, leaf_width=31, linear=False))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Every token will use 32 neurons and the dense FFN has 32: nothing is saved" in said
+    converted(classifier, tokenizer, shape=TreeShape(depth=1, leaf_width=31, linear=False))
+    assert "nothing is saved" not in capsys.readouterr().err
+
+
 def test_a_head_that_chooses_among_texts_is_converted(tokenizer: PreTrainedTokenizerFast) -> None:
     model = BertForMultipleChoice(tiny_config()).eval()
     made = convert(model, tokenizer, sentences(40), TreeShape(2, 2), calibration_tokens=300)

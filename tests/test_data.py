@@ -539,6 +539,20 @@ def test_masks(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     assert read_data(file, tokenizer, config, seed=1).rows["labels"][:] != rows["labels"][:]
 
 
+def test_many_rows_are_tokenized_part_by_part(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(5), "label": list("ababa")})
+    whole = read_data(source, tokenizer, None).rows
+    assert "Tokenizing" not in capsys.readouterr().err
+    monkeypatch.setattr("fffconvert.encoding.ROWS_AT_ONCE", 2)
+    assert read_data(source, tokenizer, None).rows.to_list() == whole.to_list()
+    assert "Tokenizing 3/3" in capsys.readouterr().err
+
+
 # ---- How long
 
 

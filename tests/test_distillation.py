@@ -111,6 +111,16 @@ def test_teacher_of_another_shape_is_refused(changes: dict[str, int]) -> None:
         check_pair(tiny_model("bert"), tiny_model("bert", **changes))
 
 
+def test_a_teacher_with_its_labels_in_another_order_is_refused() -> None:
+    ours, theirs = (
+        tiny_model("bert", id2label=dict(enumerate(names))) for names in (["no", "yes"], ["yes", "no"])
+    )
+    with pytest.raises(
+        UserError, match="orders its labels no, yes and the teacher yes, no; expected one order"
+    ):
+        check_pair(ours, theirs)
+
+
 def test_teacher_of_another_head_is_refused() -> None:
     with pytest.raises(UserError, match="expected the same head"):
         check_pair(tiny_model("bert"), tiny_model("bert", "AutoModelForTokenClassification"))

@@ -151,10 +151,11 @@ def test_a_graph_of_standard_operators_gives_what_pytorch_gives(graphs):
         "eurobert",
     ],
 )
-def test_a_family_in_onnx_runtime(model_type, tmp_path):
+def test_a_family_in_onnx_runtime(model_type, tmp_path, capfd):
     model = converted(model_type)
     export_onnx(model, tmp_path / "model.onnx")
     assert max(gap(model, tmp_path / "model.onnx", *size) for size in SIZES) < TOLERANCE
+    assert "torchvision" not in capfd.readouterr().err, "the exporter's remarks are no news to a user"
 
 
 def test_the_command_writes_configuration_and_tokenizer_too(classifier, folder_of, tmp_path, monkeypatch):

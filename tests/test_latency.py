@@ -145,7 +145,7 @@ def test_a_wide_spread_is_no_confident_number(capsys):
 
 
 def test_what_cannot_be_compared_is_refused(student, classifier):
-    with pytest.raises(UserError, match="not that of a converted model"):
+    with pytest.raises(UserError, match="this model is dense; expected a converted one"):
         measure(classifier)
     with pytest.raises(UserError, match="num_hidden_layers"):
         measure(student, BertModel(tiny_config(num_hidden_layers=1)))
