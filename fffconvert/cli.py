@@ -62,7 +62,8 @@ class Cli(click.Group):
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            fail("interrupted; the same command goes on from the last checkpoint, if there is one", code=130)
+            again = "when the same command is given again (run: with --resume)"
+            fail(f"interrupted; training goes on from its last checkpoint {again}", code=130)
         except click.UsageError as error:
             fail_usage(error)
         except OSError as error:

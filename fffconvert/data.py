@@ -28,7 +28,7 @@ from fffconvert.display import say
 from fffconvert.encoding import class_names, labels_in, multi_hot, prompted, texts_of, tokenized
 from fffconvert.errors import UserError, first_line
 from fffconvert.recipe import MAX_LENGTH, DataSource
-from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, task_named
+from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, labels_of, task_named
 
 HUB_DATASET = "nyu-mll/glue"
 
@@ -431,7 +431,7 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
                 f"column {label!r} has {len(found)} label{'s' * (len(found) != 1)}; expected two or more"
             )
         return found
-    names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    names = labels_of(config)
     if named and not {name.lower() for name in named} & {name.lower() for name in names}:
         say(f"The data's labels {_some(named)} are taken by number for the model's {_some(names)}")
     return names

@@ -15,6 +15,7 @@ from fffconvert.encoding import without_truth
 from fffconvert.errors import UserError
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
+from fffconvert.tasks import labels_of
 from fffconvert.training import Batch, moved, process_state, train
 
 TOKEN_LOGITS = ("start_logits", "end_logits")  # one number per token: (n_rows, n_tokens)
@@ -134,19 +135,15 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         ours, theirs = getattr(student.config, name, None), getattr(teacher.config, name, None)
         if ours != theirs:
             raise UserError(f"the student's {name} is {ours} and the teacher's {theirs}; expected the same")
-    ours, theirs = (labels_of(model) for model in (student, teacher))
-    if ours != theirs and sorted(ours) == sorted(theirs):
+    our_labels, their_labels = (labels_of(model.config) for model in (student, teacher))
+    if our_labels != their_labels and sorted(our_labels) == sorted(their_labels):
         raise UserError(
-            f"the student orders its labels {', '.join(ours)} and the teacher {', '.join(theirs)}; expected one order"
+            f"the student orders its labels {', '.join(our_labels)} and the teacher {', '.join(their_labels)}; "
+            "expected one order"
         )
     ours, theirs = (type(model).__name__.partition("For")[2] for model in (student, teacher))
     if ours not in ("", theirs):  # a student without a head is taught hidden states alone
         raise UserError(f"the student is made For{ours} and the teacher is not; expected the same head")
-
-
-def labels_of(model: PreTrainedModel) -> list[str]:
-    """The names of a model's outputs, in order."""
-    return [str(name).lower() for _, name in sorted((model.config.id2label or {}).items())]
 
 
 def distillation_loss(

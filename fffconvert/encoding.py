@@ -117,11 +117,11 @@ def tokenized(
 
     def encode_part(number: int, part: Dataset) -> Dataset:
         random = np.random.default_rng((seed, number))  # its own: `map` may find a part in its cache
-
-        def encode_given(batch: Columns) -> Columns:
-            return encode({name: batch[column] for name, column in needed.items()}, random)
-
-        return part.map(encode_given, batched=True, remove_columns=part.column_names)
+        return part.map(
+            lambda batch: encode({name: batch[column] for name, column in needed.items()}, random),
+            batched=True,
+            remove_columns=part.column_names,
+        )
 
     parts = [
         given.select(range(start, min(start + ROWS_AT_ONCE, len(given))))

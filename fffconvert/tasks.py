@@ -130,6 +130,11 @@ def kind_of(config: PreTrainedConfig) -> Kind:
     return "regression" if kind == "classification" and config.num_labels == 1 else kind
 
 
+def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The names of a saved model's outputs, in order."""
+    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+
+
 def as_asked_of(config: PreTrainedConfig, task: Task) -> Task:
     """The task itself; for an encoder without a head one of pairs and numbers, as STS-B is, by its embeddings."""
     if kind_of(config) == "embedding" and task.kind == "regression" and len(task.columns) == 2:
@@ -161,7 +166,7 @@ def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
             f"{name} is {', '.join(heads)}; task {task.name} expects a ...ForSequenceClassification. "
             f"Fine-tune one first: fffconvert finetune {name} OUTPUT --task {task.name}"
         )
-    ours = tuple(label.lower() for _, label in sorted((config.id2label or {}).items()))
+    ours = tuple(label.lower() for label in labels_of(config))
     if ours != task.labels and sorted(ours) == sorted(task.labels):
         raise UserError(
             f"{name} orders its labels {', '.join(ours)}; task {task.name} expects {', '.join(task.labels)}"
