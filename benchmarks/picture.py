@@ -58,7 +58,7 @@ def draw_tasks(axes: Axes, tasks: dict[str, list[dict[str, Any]]]) -> None:
     axes.axhline(100, color="#44505c", linewidth=1)
     axes.set_xticks(range(len(tasks)), list(tasks))
     axes.set_ylabel("share of the teacher's score, %\n(hollow: before distillation)")
-    axes.legend(fontsize=8, frameon=False, loc="lower right", ncols=len(STUDENTS))
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
 
 
 def draw_shapes(axes: Axes, rows: list[dict[str, Any]]) -> None:
