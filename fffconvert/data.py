@@ -71,10 +71,12 @@ LABELS = (
 """Column names that are taken for text and labels where none are given, the first that is there."""
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_CSV = "a line with the names of the columns, then one for each row, in UTF-8"
-_JSON = "one object for each row, in UTF-8"
-WHOLE = {".csv": _CSV, ".tsv": _CSV, ".json": _JSON, ".jsonl": _JSON, ".parquet": "a whole Parquet file"}
-"""What a file must hold by its ending."""
+WHOLE = {
+    "csv": "a line with the names of the columns, then one for each row, in UTF-8",
+    "json": "one object for each row, in UTF-8",
+    "parquet": "a whole Parquet file",
+}
+"""What a file must hold by its reader."""
 
 MOST_NAMES = 8  # of classes, in one line about them
 
@@ -191,7 +193,7 @@ def read_validations(
     """
     splits = validation_splits(asked, data_dir)
     if not splits and isinstance(asked, DataSource) and len(found := load_source(asked)) > 1:
-        raise UserError(f"{asked.path} has the splits {', '.join(found)}; say which with --split")
+        raise _several_splits(asked, found)
     splits = splits or {_name(asked): train_split(asked, data_dir)}
     task = replace(task_of(asked, next(iter(splits.values())), config), validations=tuple(splits))
     limit = readable_length(tokenizer, config, max_length)
@@ -241,8 +243,12 @@ def _train_name(source: DataSource, found: DatasetDict) -> str:
         _split(source, found, source.train)
         return source.train
     if "train" not in found and len(found) > 1:
-        raise UserError(f"{source.path} has the splits {', '.join(found)}; say which with --split")
+        raise _several_splits(source, found)
     return "train" if "train" in found else next(iter(found))
+
+
+def _several_splits(source: DataSource, found: DatasetDict) -> UserError:
+    return UserError(f"{source.path} has the splits {', '.join(found)}; say which with --split")
 
 
 def _split(source: DataSource, found: DatasetDict, name: str) -> Dataset:
@@ -275,10 +281,8 @@ def load_source(source: DataSource) -> DatasetDict:
         empty = path.is_file() and path.stat().st_size == 0
         reason = "it is empty" if empty else first_line(error.__cause__ or error)
         where = "" if path.exists() else " from the Hub; without it, name a file or a folder"
-        expected = f"; expected {WHOLE[path.suffix.lower()]}" if path.is_file() else where
+        expected = f"; expected {WHOLE[READERS[path.suffix.lower()]]}" if path.is_file() else where
         raise UserError(f"{source.path} could not be read ({reason}){expected}") from error
-    if isinstance(found, Dataset) and len(found.column_names) == 1 and ";" in found.column_names[0]:
-        raise UserError(f"{path} has semicolons between its columns; expected commas, or tabs in a .tsv")
     return found if isinstance(found, DatasetDict) else DatasetDict({_name(source): found})
 
 
@@ -293,7 +297,10 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
         return Dataset.from_dict({"text": list(read_lines(path))})
     if path.is_file() and reader is not None:
         options = {"sep": "\t"} if suffix == ".tsv" else {}
-        return load_dataset(reader, data_files=str(path), split="train", **options)
+        found = load_dataset(reader, data_files=str(path), split="train", **options)
+        if reader == "csv" and len(found.column_names) == 1 and ";" in found.column_names[0]:
+            raise UserError(f"{path} has semicolons between its columns; expected commas, or tabs in a .tsv")
+        return found
     if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
         raise UserError(
             f"{path} {'cannot be read' if path.exists() else 'does not exist'}; expected a folder, "

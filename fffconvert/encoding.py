@@ -207,7 +207,7 @@ def multi_hot(rows: Dataset, label: str) -> int:
 
     Whole numbers are told from a list of labels 0 and 1 by a row that has one of them twice.
     """
-    column, feature = rows[label], rows.features[label]
+    column, feature = list(rows[label]), rows.features[label]
     if not isinstance(feature, List) or class_names(feature) or None in column:
         return 0
     lengths = {len(row) for row in column}

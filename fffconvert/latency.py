@@ -24,7 +24,7 @@ from fffconvert.errors import UserError
 from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, reference
-from fffconvert.modeling import config_with, converted_family, counterpart, dense_class_of, is_converted
+from fffconvert.modeling import config_with, converted_family, counterpart, dense_class_of, refuse_dense
 from fffconvert.quantization import quantize
 from fffconvert.tree import REMOVED, TreeShape
 
@@ -102,8 +102,7 @@ def benchmark(
     Raises:
         UserError: For a model that is not converted, or an original of another family or size.
     """
-    if not is_converted(model.config):
-        raise UserError("this model is dense; expected a converted one (fffconvert convert)")
+    refuse_dense(model.config)
     family = converted_family(model.config)
     dense = dense or untrained_twin(model)
     check_original(model, dense)

@@ -48,6 +48,12 @@ def refuse_converted(config: PreTrainedConfig) -> None:
         raise UserError(f"{config.model_type}: this model is converted already; expected a dense one")
 
 
+def refuse_dense(config: PreTrainedConfig) -> None:
+    """Raises a `UserError` for a model that has no trees."""
+    if not is_converted(config):
+        raise UserError("this model is dense; expected a converted one (fffconvert convert)")
+
+
 def converted_family(config: PreTrainedConfig) -> Family:
     """The family that a converted model's configuration came from."""
     return family_named(config.model_type.removeprefix(PREFIX))

@@ -54,8 +54,7 @@ def prepare(
         DENSE_INT8: (lambda file: write_int8(_file(folder, DENSE), file), None),
         CONVERTED: (lambda file: write_optimized(converted, file), converted),
     }
-    for name in track(NAMES, "Preparing ONNX Runtime"):
-        write, expected = steps[name]
+    for name, (write, expected) in track([*steps.items()], "Preparing ONNX Runtime"):
         if name == DENSE_INT8 and DENSE in absent:
             absent[name] = absent[DENSE]
             continue

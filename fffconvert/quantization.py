@@ -13,7 +13,7 @@ from fffconvert.calibration import Text, encode, evaluating, readable_length
 from fffconvert.errors import UserError
 from fffconvert.families import base_of, replace_projections
 from fffconvert.int8 import Int8Linear
-from fffconvert.modeling import converted_family, is_converted
+from fffconvert.modeling import converted_family, refuse_dense
 from fffconvert.recipe import MAX_LENGTH
 
 TEXTS_TO_COMPARE = 64
@@ -31,8 +31,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UserError: For a model that is not converted, is int8 already, or is not in float32 on the CPU.
     """
-    if not is_converted(model.config):
-        raise UserError("this model is dense; expected a converted one (fffconvert convert)")
+    refuse_dense(model.config)
     if model.config.int8_projections:
         raise UserError("this model's projections are int8 already")
     if model.dtype != torch.float32 or model.device.type != "cpu":
