@@ -151,7 +151,8 @@ def head_class(name: str, config: PreTrainedConfig) -> Any:
     ):
         raise UserError(
             f"{name}: config.json names the architecture {architecture!r}, "
-            f"which is no model of type {config.model_type!r}"
+            f"which is no model of type {config.model_type!r}; expected `architectures` to hold the class that "
+            "the model was saved from, such as 'BertModel'"
         )
     return cls
 

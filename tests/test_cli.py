@@ -352,6 +352,7 @@ def cut(file: Path) -> None:
         (lambda folder: change_config(folder, model_type="gpt2"), "type 'gpt2' is not supported"),
         (lambda folder: change_config(folder, architectures=["GPT2Model"]), "'GPT2Model', which is no"),
         (lambda folder: change_config(folder, architectures=[3]), "architecture 3, which is no"),
+        (lambda folder: change_config(folder, architectures=None), "None, which is no model of type 'bert'; expected"),
         (lambda folder: change_config(folder, hidden_size="a"), "hidden_size"),
         (lambda folder: change_config(folder, hidden_act="nope"), "'nope'"),
         (lambda folder: change_config(folder, intermediate_size=48), r"is \[32\] in the .* \[48\] by config.json"),
@@ -368,8 +369,8 @@ def cut(file: Path) -> None:
     ],
     ids=[
         "no_config", "config_no_json", "config_list", "unknown_type", "no_family", "other_architecture",
-        "architecture_number", "no_number", "activation", "shape", "more_layers", "fewer_layers", "cut_weights",
-        "empty_weights", "no_weights", "tokenizer_no_json", "no_tokenizer",
+        "architecture_number", "no_architecture", "no_number", "activation", "shape", "more_layers", "fewer_layers",
+        "cut_weights", "empty_weights", "no_weights", "tokenizer_no_json", "no_tokenizer",
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_be_read(
