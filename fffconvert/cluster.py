@@ -2,7 +2,7 @@
 
 At every node the points there are split in two by 2-means. Two centres are told apart by a hyperplane,
 and that hyperplane is the router. The split is balanced: the threshold is the median of the
-inputs at the node, so all leaves get equally many of those that the tree is grown on.
+calibration inputs at the node, so all leaves see equally many of them.
 
 - `inputs` clusters the FFN's calibration inputs.
 - `neurons` clusters the rows of its input weights, as MoEfication (arXiv 2110.01786) does for experts;
@@ -119,9 +119,5 @@ def at_median(tokens: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def median(scores: Tensor) -> Tensor:
-    """Midway between the upper middle value and the next lower one, so that a tie is rare; 0 for no values."""
-    if not len(scores):
-        return scores.new_zeros(())
-    middle = scores.sort().values[len(scores) // 2]
-    lower = scores[scores < middle]
-    return (lower.max() + middle) / 2 if len(lower) else middle
+    """Midway between the two middle values, so that a tie is rare; 0 for no values."""
+    return scores.quantile(0.5) if len(scores) else scores.new_zeros(())

@@ -33,7 +33,7 @@ class LayerFit:
         error: Squared error of its output on held-out tokens, relative to that of the mean output (so the
             control without an FFN has about 1). What is asked of a layer includes mending the errors of those below.
         smallest_leaf: Share of the calibration tokens in the leaf with the fewest.
-        largest_leaf: Share in the leaf with the most. It is large where many tokens get nearly the same output.
+        largest_leaf: Share in the leaf with the most. Balanced leaves have `1 / n_leaves` each.
     """
 
     layer: int

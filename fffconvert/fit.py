@@ -136,29 +136,11 @@ def fit_tree(
     view = torch.ones(ffn.d_model)
     if tree > 0:  # the same view would grow the same tree: a random subspace each (Ho 1998)
         view = torch.bernoulli(torch.full_like(view, 0.5), generator=torch.Generator().manual_seed(seed))
-    points = inputs[harder_oftener(inputs, rest)] if init == "inputs" else inputs
-    grown = grow(init, points * view, ffn.in_weight[: ffn.n_neurons] * view, layer.shape.depth, seed)
+    grown = grow(init, inputs * view, ffn.in_weight[: ffn.n_neurons] * view, layer.shape.depth, seed)
     layer.router_weight[tree], layer.router_bias[tree] = grown
     if layer.shape.emitting:
         fit_nodes(inputs, rest, layer, tree)
     fit_leaves(ffn, inputs, rest, layer, tree)
-
-
-def harder_oftener(x: Tensor, target: Tensor) -> Tensor:
-    """Which tokens to grow a tree on, `(n_tokens,)`: each as often as one linear map for all of them errs there.
-
-    Leaves then lie where they are of use. A third of all tokens are `[SEP]`, `the` and the like, for which an
-    FFN gives nearly the same every time.
-
-    Args:
-        x: Inputs, `(n_tokens, d_model)`.
-        target: What is to be explained there, `(n_tokens, d_model)`.
-    """
-    x, target = x - x.mean(0), target - target.mean(0)
-    error = (target - x @ torch.linalg.solve(regularized(x), x.T @ target)).norm(dim=1)
-    shares = (error.double() + torch.finfo(error.dtype).tiny).cumsum(0)
-    places = (torch.arange(len(x), dtype=torch.float64) + 0.5) / len(x)
-    return torch.searchsorted(shares, places * shares[-1])
 
 
 def fit_nodes(inputs: Tensor, rest: Tensor, layer: FFF, tree: int) -> None:
