@@ -13,6 +13,7 @@ from transformers.utils.generic import ModelOutput
 from fffconvert.calibration import evaluating
 from fffconvert.encoding import without_truth
 from fffconvert.errors import UserError
+from fffconvert.families import PREFIX
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
 from fffconvert.tasks import labels_of
@@ -131,6 +132,11 @@ def distill(
 
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raises a `UserError` for a student and a teacher whose outputs cannot be compared."""
+    ours, theirs = (model.config.model_type.removeprefix(PREFIX) for model in (student, teacher))
+    if ours != theirs:
+        raise UserError(
+            f"the student was made of a model of type {ours} and the teacher's is {theirs}; expected the same"
+        )
     for name in ("num_hidden_layers", "hidden_size", "num_labels", "vocab_size"):
         ours, theirs = getattr(student.config, name, None), getattr(teacher.config, name, None)
         if ours != theirs:

@@ -111,6 +111,13 @@ def test_teacher_of_another_shape_is_refused(changes: dict[str, int]) -> None:
         check_pair(tiny_model("bert"), tiny_model("bert", **changes))
 
 
+def test_a_teacher_of_another_type_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="made of a model of type bert and the teacher's is electra; expected"
+    ):
+        check_pair(tiny_model("bert"), tiny_model("electra"))
+
+
 def test_a_teacher_with_its_labels_in_another_order_is_refused() -> None:
     ours, theirs = (
         tiny_model("bert", id2label=dict(enumerate(names))) for names in (["no", "yes"], ["yes", "no"])
