@@ -132,10 +132,10 @@ def distill(
 
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raises a `UserError` for a student and a teacher whose outputs cannot be compared."""
-    ours, theirs = (model.config.model_type.removeprefix(PREFIX) for model in (student, teacher))
-    if ours != theirs:
+    our_type, their_type = (model.config.model_type.removeprefix(PREFIX) for model in (student, teacher))
+    if our_type != their_type:
         raise UserError(
-            f"the student was made of a model of type {ours} and the teacher's is {theirs}; expected the same"
+            f"the student was made of a model of type {our_type} and the teacher's is {their_type}; expected the same"
         )
     for name in ("num_hidden_layers", "hidden_size", "num_labels", "vocab_size"):
         ours, theirs = getattr(student.config, name, None), getattr(teacher.config, name, None)
