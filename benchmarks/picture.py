@@ -72,7 +72,7 @@ def draw_shapes(axes: Axes, rows: list[dict[str, Any]]) -> None:
         axes.plot(x, before, "o--", mfc="none", color=STUDENTS[name], linewidth=1)
     for row in (teacher, removed):
         axes.axhline(100 * row["score"], color="#44505c", linewidth=1, linestyle=":")
-        axes.annotate(row["name"], (x[0], 100 * row["score"]), **_ABOVE)
+        axes.annotate(row["name"], (x[-1], 100 * row["score"]), **_ABOVE)
     axes.set_xscale("log")
     axes.set_xticks(x, [f"{share:.2g}%" for share in x])
     axes.minorticks_off()
