@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -273,11 +273,16 @@ def test_bfloat16(name: str) -> None:
     n_tokens=st.integers(0, 70),
     seed=st.integers(0, 1000),
 )
+# in float32 the reference itself errs more than is allowed here: its sum over the tokens cancels
+@example(d_model=1, shape=GatedTreeShape(0, 8, 6, 3, False), n_tokens=20, seed=377)
 def test_any_shape(d_model: int, shape: TreeShape, n_tokens: int, seed: int) -> None:
     weights, x = make(d_model, shape, seed), tokens(n_tokens, d_model, seed)
-    expected = gradients(reference.fff_forward, x, weights, "silu")
+    scores = x @ weights.router_weight.flatten(0, 1).T + weights.router_bias.flatten()
+    x = x[(scores.abs() > 1e-5).all(dim=1)]  # tokens whose path does not depend on the rounding
+    exact = gradients(reference.fff_forward, x.double(), cast(weights, torch.float64), "silu")
+    expected = {name: None if value is None else value.float() for name, value in exact.items()}
     ours = gradients(cpu.fff_forward, x, weights, "silu")
-    assert_same(ours, expected if n_tokens else {"y": expected["y"]})
+    assert_same(ours, expected if len(x) else {"y": expected["y"]})
 
 
 def test_gradcheck_of_the_reference() -> None:
