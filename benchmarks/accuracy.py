@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy WORK RESULTS.json --model MODEL --data-dir GLUE [--task sst2 --task cola ...]
         [--shape 7x12,7x27] [--seed 0,1,2] [--students removed,converted] [--rows 12000] [--epochs 4]
+        [--calibration-tokens 131072]
 
 For each task this fine-tunes a teacher (once: other shapes and seeds find it in WORK), then converts, distils and
 scores one student after the other, all with the same data, steps, schedule and loss; for each seed, and those
@@ -33,6 +34,7 @@ from fffconvert.pipeline import (
     students_of,
     table_of,
 )
+from fffconvert.recipe import CALIBRATION_TOKENS
 from fffconvert.tree import DEFAULT_TREE
 
 EPOCHS = {"sst2": 2, "mrpc": 6, "cola": 6, "stsb": 6, "mnli": 2}  # of the teacher
@@ -45,7 +47,8 @@ def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[st
     """The rows of one task: the teacher, and the students asked for in every shape."""
     teacher = teacher_of(arguments, task)
     epochs = EPOCHS[task] // 2 if arguments.epochs is None else arguments.epochs
-    work = folder_of_task(arguments, task) / f"rows{arguments.rows}-epochs{epochs}-seed{seed}"
+    budget = f"rows{arguments.rows}-epochs{epochs}-tokens{arguments.calibration_tokens}"
+    work = folder_of_task(arguments, task) / f"{budget}-seed{seed}"
     work.mkdir(exist_ok=True)
     wanted = {
         folder_of(name, shape): (name, shape) for shape in arguments.shape for name in arguments.students
@@ -56,6 +59,7 @@ def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[st
         train_rows=arguments.rows,
         distill=Training(epochs=epochs),
         controls=CONTROLS,
+        calibration_tokens=arguments.calibration_tokens,
         seed=seed,
     )
     if any(not (work / folder).exists() for folder in wanted):
@@ -143,6 +147,9 @@ def main() -> None:
     parser.add_argument("--shape", type=shapes, default=[DEFAULT_TREE], metavar="DEPTHxWIDTH,...")
     parser.add_argument("--rows", type=int, default=12_000, help="that a student is distilled on, at most")
     parser.add_argument("--epochs", type=int, help="of a student; not given, half as many as its teacher had")
+    parser.add_argument(
+        "--calibration-tokens", type=int, default=CALIBRATION_TOKENS, help="that trees are fitted on"
+    )
     parser.add_argument("--seed", type=lambda seeds: [int(s) for s in seeds.split(",")], default=[0])
     arguments = parser.parse_args()
     tasks = {}

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from random import Random
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
@@ -85,9 +86,36 @@ class Calibration:
         places = ffn_outputs_of(self.model, family_of(self.model.config))
         return sensitivities(self.model, places, self.batches, self.seed)
 
-    def heard_in(self, model: PreTrainedModel, place: nn.Module, description: str) -> Tensor:
-        """The inputs of one module of another model, for the same tokens: `(n_tokens, d_model)`."""
-        return hear(model, [place], self.batches, self.n_tokens, description, and_no_further=True)[0]
+    def read_by(self, model: PreTrainedModel) -> Reading:
+        """Another model at the start of the same text."""
+        return Reading(model, self.batches, self.n_tokens)
+
+
+class Reading:
+    """A model in the midst of a text, which has come as far as the module whose inputs were asked for last.
+
+    The forward pass of every batch waits there, and later goes on from there: nothing is computed twice, and
+    what lies further on may change meanwhile. What waits takes a few times `n_tokens * d_model` numbers.
+
+    Args:
+        model: Any model.
+        batches: Padded batches.
+        n_tokens: Tokens to keep, from the first.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: list[Batch], n_tokens: int) -> None:
+        self.model, self.n_tokens = model, n_tokens
+        self.real = [batch["attention_mask"].bool() for batch in batches]  # (n_texts, n_tokens) each
+        self.passes = [greenlet(partial(base_of(model), **on(model.device, batch))) for batch in batches]
+
+    @torch.no_grad()
+    def inputs_of(self, place: nn.Module, description: str) -> Tensor:
+        """Goes on to a module that the model uses once, and returns its inputs, `(n_tokens, d_model)`."""
+        rows = []  # per batch (n_real, d_model)
+        with evaluating(self.model), undivided(self.model), waiting_at(place):
+            for forward_pass, real in zip(track(self.passes, description), self.real, strict=True):
+                rows.append(forward_pass.switch().to("cpu", torch.float32)[real])
+        return torch.cat(rows)[: self.n_tokens]
 
 
 def calibrate(
@@ -155,10 +183,6 @@ def encode(
     return dict(tokenizer(firsts, seconds, truncation=True, max_length=max_length))
 
 
-class _AllHeard(Exception):
-    """Ends a forward pass of which nothing more is needed."""
-
-
 @torch.no_grad()
 def hear(
     model: PreTrainedModel,
@@ -166,26 +190,22 @@ def hear(
     batches: list[Batch],
     n_tokens: int,
     description: str,
-    and_no_further: bool = False,
 ) -> list[Tensor]:
     """The inputs of some modules, each `(n_tokens * n_uses, d_model)`, while a model reads batches of text.
 
     Args:
         model: Any model.
-        places: Modules in it; one may be used several times, or be given a few tokens at a time.
+        places: Modules in it; one may be used several times.
         batches: Padded batches.
         n_tokens: Tokens to keep, from the first.
         description: What the progress bar says.
-        and_no_further: Whether to end a forward pass where a place has been used once.
     """
     kept: list[list[Tensor]] = [[] for _ in places]  # per place, per batch (n_real * n_uses, d_model)
     n_kept = 0
-    and_no_further = and_no_further and not getattr(model.config, "chunk_size_feed_forward", 0)
-    with evaluating(model), ExitStack() as stack:
-        heard = [stack.enter_context(listening(place, and_no_further)) for place in places]
+    with evaluating(model), undivided(model), ExitStack() as stack:
+        heard = [stack.enter_context(listening(place)) for place in places]
         for batch in track(batches, description):
-            with suppress(_AllHeard):
-                base_of(model)(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            base_of(model)(**on(model.device, batch))
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
             for rows, calls in zip(kept, heard, strict=True):
                 x = torch.cat(calls, 1).to("cpu", torch.float32)  # (n_texts, n_uses * n_tokens, d_model)
@@ -222,7 +242,7 @@ def sensitivities(
     asked = base_of(model) if type(model).__name__.endswith("ForMultipleChoice") else model
     with evaluating(model), torch.enable_grad(), differentiable(places) as outputs:
         for batch in track(few, "Differentiating"):
-            given = asked(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            given = asked(**on(model.device, batch))
             projected = projection(given, batch["attention_mask"], generator)
             flat = [output for of_place in outputs for output in of_place]
             gradients = iter(torch.autograd.grad(projected, flat))
@@ -231,6 +251,11 @@ def sensitivities(
                 totals[number] = totals[number] + rows.T @ rows
                 of_place.clear()
     return [total / total.diagonal().mean().clamp_min(torch.finfo(total.dtype).tiny) for total in totals]
+
+
+def on(device: torch.device, batch: Batch) -> Batch:
+    """A batch on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def parts_of(batch: Batch) -> list[Batch]:
@@ -277,23 +302,42 @@ def differentiable(modules: list[nn.Module]) -> Iterator[list[list[Tensor]]]:
 
 
 @contextmanager
-def listening(module: nn.Module, and_no_further: bool = False) -> Iterator[list[Tensor]]:
-    """Yields a list to which every call of `module` adds its input.
-
-    With `and_no_further`, a forward pass ends there by `_AllHeard`.
-    """
+def listening(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Yields a list to which every call of `module` adds its input."""
     heard: list[Tensor] = []
-
-    def listen(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        heard.append(args[0])
-        if and_no_further:
-            raise _AllHeard
-
-    hook = module.register_forward_pre_hook(listen)
+    hook = module.register_forward_pre_hook(lambda _module, args: heard.append(args[0]))
     try:
         yield heard
     finally:
         hook.remove()
+
+
+@contextmanager
+def waiting_at(module: nn.Module) -> Iterator[None]:
+    """Has a forward pass in a coroutine hand over the input of `module`, and wait, where it is called."""
+
+    def wait(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        getcurrent().parent.switch(args[0])
+
+    hook = module.register_forward_pre_hook(wait)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def undivided(model: nn.Module) -> Iterator[None]:
+    """Gives every FFN all tokens at once for a while, where a configuration says a few at a time."""
+    name = "chunk_size_feed_forward"
+    chunks = {module: getattr(module, name) for module in model.modules() if hasattr(module, name)}
+    for module in chunks:
+        setattr(module, name, 0)
+    try:
+        yield
+    finally:
+        for module, chunk in chunks.items():
+            setattr(module, name, chunk)
 
 
 @contextmanager

@@ -124,13 +124,14 @@ def build(
     student = untrained_student(model, family, tree)
     weighted = tree.linear and init != "random"  # else nobody asks, and they take a backward pass
     sensitivities = calibration.sensitivities if weighted else [None] * len(ffns)
+    reading = calibration.read_by(student)
     fits = []
     for number, (ffn, place, theirs, sensitivity) in enumerate(
         zip(ffns, ffn_inputs_of(student, family), calibration.inputs, sensitivities, strict=True)
     ):
         target, ours = ffn.in_chunks(theirs), theirs
         if len(theirs) == calibration.n_tokens:
-            ours = calibration.heard_in(student, place, f"Fitting layer {number + 1} of {len(ffns)}")
+            ours = reading.inputs_of(place, f"Fitting layer {number + 1} of {len(ffns)}")
         if not family.pre_norm:
             target = target + (theirs - ours)  # the residual sum is with the FFN's own input
         n_held_out = max(2, int(HELD_OUT * len(ours)))  # one token has no spread

@@ -20,6 +20,7 @@ from fffconvert.recipe import Init
 from fffconvert.tree import TreeShape
 
 SAMPLES = (2048, 8192)  # tokens that one layer is fitted on, to tell what each token adds
+FITTING = 12  # copies of a layer's inputs while it is fitted, those that wait in a half-read text among them
 BATCH, LENGTH = 4, 64  # of the texts that the models are timed on
 
 
@@ -54,8 +55,8 @@ class Estimate:
         bytes_before: Size of the dense model's weights, and
         bytes_after: of the converted one's.
         memory_bytes: The most that is held at a time: both models, the calibration inputs (float32, twice
-            while they are put together), and, where a student is trained, its gradients and AdamW's two
-            moments. Activations come on top; they grow with the batch.
+            while they are put together), and the copies that fitting a layer takes or, where a student is
+            trained, its gradients and AdamW's two moments. Activations come on top; they grow with the batch.
         seconds: By stage: tokens times the time of a token, measured here and now on models of this size
             with random weights; of a layer's fit a line through two short ones. Loading and evaluation
             come on top.
@@ -105,7 +106,7 @@ def estimate(
     # layers may share an FFN, which is fitted on all its uses
     n_uses = max(len(ffns), config.num_hidden_layers)
     inputs = n_uses * work.calibration_tokens * ffns[0].d_model * 4
-    trained = work.distill_tokens > 0
+    trained = 3 * after * 4 if work.distill_tokens > 0 else 0
     return Estimate(
         n_layers=len(ffns),
         active_neurons=tree.active_neurons,
@@ -115,7 +116,9 @@ def estimate(
         parameters_after=after,
         bytes_before=before * itemsize,
         bytes_after=after * itemsize,
-        memory_bytes=(before + after) * itemsize + max(2 * inputs, inputs + 3 * after * 4 * trained),
+        memory_bytes=(before + after) * itemsize
+        + inputs
+        + max(inputs, FITTING * inputs // len(ffns), trained),
         seconds=times(dense, student, ffns[0], tree, init, work, n_uses),
     )
 
@@ -146,18 +149,18 @@ def times(
         output.hidden_states[-1].square().mean().backward()
         model.zero_grad()
 
-    def read() -> None:
+    def read(model: PreTrainedModel) -> None:
         with torch.no_grad():
-            dense(input_ids=ids)
+            model(input_ids=ids)
 
-    reading = seconds_of(read) / n_tokens
+    reading = seconds_of(partial(read, dense)) / n_tokens
     learning = seconds_of(lambda: step(dense)) / n_tokens
     differentiated = min(work.calibration_tokens, SENSITIVITY_TOKENS) if tree.linear else 0
-    below = reading * work.calibration_tokens / 2  # a layer is fitted on what those below it give
-    grown = fitting(ffn, tree, init, work.calibration_tokens) + below
+    grown = fitting(ffn, tree, init, work.calibration_tokens) * n_uses
+    grown += seconds_of(partial(read, student)) / n_tokens * work.calibration_tokens
     found = {
         "calibration": reading * work.calibration_tokens + learning * differentiated,
-        "trees": grown * n_uses * work.students,
+        "trees": grown * work.students,
     }
     if work.finetune_tokens:
         found["fine-tuning"] = learning * work.finetune_tokens

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from fffconvert.kernels import FFFWeights, fff_forward, route
 from fffconvert.tree import TreeShape
 
+ROUTED_AT_ONCE = 2048  # tokens whose routers, a row of weights each, stay in the processor's cache
+
 
 class FFF(nn.Module):
     """A fast feedforward layer (Belcak & Wattenhofer, arXiv 2308.14711 and 2311.10770), hard routed.
@@ -93,6 +95,9 @@ class FFF(nn.Module):
     def leaf_of(self, hidden_states: Tensor) -> Tensor:
         """The leaf each token reaches, `(n_tokens, n_trees)`, from `(..., d_model)`."""
         tokens = hidden_states.reshape(-1, self.d_model)
+        return torch.cat([self._leaf_of(some) for some in tokens.split(ROUTED_AT_ONCE)])
+
+    def _leaf_of(self, tokens: Tensor) -> Tensor:
         return torch.stack([route(tokens, self.weights, tree) for tree in range(self.shape.trees)], 1)
 
     def extra_repr(self) -> str:

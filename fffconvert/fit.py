@@ -23,7 +23,7 @@ from fffconvert.cluster import Clustered, grow
 from fffconvert.dense import CHUNK, DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
-from fffconvert.kernels import ACTIVATIONS, route
+from fffconvert.kernels import ACTIVATIONS
 from fffconvert.kernels.reference import dense_ffn, neurons, score
 from fffconvert.recipe import Init
 from fffconvert.tree import TreeShape, child, goes_right
@@ -163,7 +163,7 @@ def fit_leaves(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF, tree: in
     """Fits the leaves of one tree, each on the tokens that reach it."""
     shape = layer.shape
     first = tree == 0 and shape.trunk == 0 and not (shape.emitting and shape.depth > 0)
-    leaf_of_token = route(inputs, layer.weights, tree)
+    leaf_of_token = layer.leaf_of(inputs)[:, tree]
     targets = rest.clone()  # neighbours lend their tokens, so these must not change on the way
     for leaf in range(shape.n_leaves):
         near = neighbourhood(leaf_of_token, leaf, shape.depth)
@@ -225,29 +225,28 @@ def ridge(activity: Tensor, target: Tensor, toward: Tensor) -> Tensor:
     """
     activity = activity - activity.mean(0)
     gap = target - target.mean(0) - activity @ toward
-    return toward + torch.linalg.solve(regularized(activity), activity.T @ gap)
+    gram = activity.T @ activity  # (width, width)
+    return toward + torch.linalg.solve(regularized(gram, len(activity)), activity.T @ gap)
 
 
 def reduced_rank(x: Tensor, target: Tensor, rank: int) -> Part:
     """The linear map of `rank` that predicts `target` best from `x`, both centred, under the same ridge."""
     mean = x.mean(0)
     x, target = x - mean, target - target.mean(0)
-    full = torch.linalg.solve(regularized(x), x.T @ target)  # (d_model, d_model)
-    predicted = x @ full
-    basis = torch.linalg.eigh(predicted.T @ predicted).eigenvectors[
-        :, -rank or len(mean) :
-    ]  # (d_model, rank)
+    gram = x.T @ x  # (d_model, d_model)
+    full = torch.linalg.solve(regularized(gram, len(x)), x.T @ target)  # (d_model, d_model)
+    predicted = full.T @ gram @ full  # the Gram matrix of what `full` predicts
+    basis = torch.linalg.eigh(predicted).eigenvectors[:, -rank or len(mean) :]  # (d_model, rank)
     in_weight = (full @ basis).T
     return Part(in_weight, -in_weight @ mean, basis.T)
 
 
-def regularized(x: Tensor) -> Tensor:
-    """The Gram matrix of centred regressors `(n_tokens, width)` with the ridge on its diagonal.
+def regularized(gram: Tensor, n_tokens: int) -> Tensor:
+    """The Gram matrix of centred regressors `(width, width)` with the ridge on its diagonal.
 
     In every direction the ridge counts as much as one token of mean length that points there: about as
     much as the tokens do where there are as many of them as regressors. The matrix is invertible even where
     all regressors are constant.
     """
-    gram = x.T @ x  # (width, width)
-    strength = RIDGE * gram.trace() / len(x)
+    strength = RIDGE * gram.trace() / n_tokens
     return gram + (strength + torch.finfo(gram.dtype).tiny) * torch.eye(len(gram))

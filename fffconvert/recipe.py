@@ -19,7 +19,7 @@ Control = Literal["removed", "narrow", "random", "neurons"]
 Init = Literal["inputs", "neurons", "random"]
 """What is clustered to grow trees: the FFNs' inputs, their neurons, or nothing."""
 
-CALIBRATION_TOKENS = 65_536
+CALIBRATION_TOKENS = 131_072
 MAX_LENGTH = 128
 
 LARGEST_SEED = 2**31 - 1  # NumPy takes twice that, and layers and processes count on from it

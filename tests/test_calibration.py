@@ -300,22 +300,44 @@ def test_batches_hold_texts_of_like_length_and_no_more_of_them_than_needed(
     assert 600 <= sum(int(rows.sum()) for rows in lengths) < 600 + max(highest for _, highest in ranges)
 
 
-def test_another_model_is_heard_for_the_same_tokens(
-    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
+@pytest.mark.parametrize("chunk", [0, 1], ids=["whole", "chunked"])
+def test_another_model_reads_the_same_tokens(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    chunk: int,
 ) -> None:
     calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
+    for layer in classifier.bert.encoder.layer:
+        layer.chunk_size_feed_forward = chunk
+    reading = calibration.read_by(classifier)
     for layer, theirs in zip(classifier.bert.encoder.layer, calibration.inputs, strict=True):
-        assert torch.equal(calibration.heard_in(classifier, layer.intermediate, "Again"), theirs)
+        assert torch.equal(reading.inputs_of(layer.intermediate, "Again"), theirs)
+        assert layer.chunk_size_feed_forward == chunk
+    assert hooks_of(classifier) == 0
 
 
-def test_a_model_is_run_no_further_than_it_is_heard(
+def test_a_reading_goes_on_from_where_it_is_and_no_further_than_asked(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
+    """What lies above may change meanwhile, and what lies below has been used."""
     calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
     first, second = classifier.bert.encoder.layer
-    with listening(second) as beyond:
-        calibration.heard_in(classifier, first.intermediate, "Again")
-    assert not beyond
+    reading = calibration.read_by(classifier)
+    with listening(first) as once, listening(second) as beyond:
+        reading.inputs_of(first.intermediate, "")
+        assert len(once) == len(calibration.batches)
+        assert not beyond
+        with torch.no_grad():
+            first.attention.output.dense.weight.zero_()
+            first.output.dense.weight.zero_()
+        found = reading.inputs_of(second.intermediate, "")
+        assert len(once) == len(beyond) == len(calibration.batches)
+    with torch.no_grad():
+        again = calibration.read_by(classifier)
+        assert not torch.equal(again.inputs_of(first.intermediate, ""), calibration.inputs[0])
+        assert not torch.equal(again.inputs_of(second.intermediate, ""), found)
+    assert not torch.equal(found, calibration.inputs[1])
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_env(tmp_path: Path) -> None:
         ("convert a b --calibration-tokens 0", "0 is not in the range"),
         (
             "convert a b --depth 20",
-            r"depth 20 has 1,048,576 leaves and there are 65,536 tokens .* at most 11, or",
+            r"depth 20 has 1,048,576 leaves and there are 131,072 tokens .* at most 12, or",
         ),
         (
             "convert a b --depth 9 --dry-run --calibration-tokens 500",

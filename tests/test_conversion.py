@@ -82,7 +82,8 @@ def test_fit_is_what_the_layer_does_on_held_out_tokens(
     calibration = calibrate(classifier, tokenizer, sentences(60), 300, seed=3)
     ffns = read_ffns(classifier, FAMILIES["bert"])
     places = ffn_inputs_of(made.model, FAMILIES["bert"])
-    ours_all = [calibration.heard_in(made.model, place, "") for place in places]
+    reading = calibration.read_by(made.model)
+    ours_all = [reading.inputs_of(place, "") for place in places]
     assert torch.equal(ours_all[0], calibration.inputs[0])
     for number, (fit, ffn) in enumerate(zip(made.layers, ffns, strict=True)):
         theirs, ours = calibration.inputs[number], ours_all[number]
