@@ -95,10 +95,11 @@ class FFF(nn.Module):
     def leaf_of(self, hidden_states: Tensor) -> Tensor:
         """The leaf each token reaches, `(n_tokens, n_trees)`, from `(..., d_model)`."""
         tokens = hidden_states.reshape(-1, self.d_model)
-        return torch.cat([self._leaf_of(some) for some in tokens.split(ROUTED_AT_ONCE)])
-
-    def _leaf_of(self, tokens: Tensor) -> Tensor:
-        return torch.stack([route(tokens, self.weights, tree) for tree in range(self.shape.trees)], 1)
+        pieces = tokens.split(ROUTED_AT_ONCE)
+        trees = range(self.shape.trees)
+        return torch.cat(
+            [torch.stack([route(some, self.weights, tree) for tree in trees], 1) for some in pieces]
+        )
 
     def extra_repr(self) -> str:
         """Shape, width and activation, for `print(model)`."""
