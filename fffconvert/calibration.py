@@ -112,7 +112,7 @@ class Reading:
     def inputs_of(self, place: nn.Module, description: str) -> Tensor:
         """Goes on to a module that the model uses once, and returns its inputs, `(n_tokens, d_model)`."""
         rows = []  # per batch (n_real, d_model)
-        with evaluating(self.model), undivided(self.model), waiting_at(place):
+        with evaluating(self.model), undivided(self.model), place.register_forward_pre_hook(wait):
             for forward_pass, real in zip(track(self.passes, description), self.real, strict=True):
                 rows.append(forward_pass.switch().to("cpu", torch.float32)[real])
         return torch.cat(rows)[: self.n_tokens]
@@ -305,25 +305,13 @@ def differentiable(modules: list[nn.Module]) -> Iterator[list[list[Tensor]]]:
 def listening(module: nn.Module) -> Iterator[list[Tensor]]:
     """Yields a list to which every call of `module` adds its input."""
     heard: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _module, args: heard.append(args[0]))
-    try:
+    with module.register_forward_pre_hook(lambda _module, args: heard.append(args[0])):
         yield heard
-    finally:
-        hook.remove()
 
 
-@contextmanager
-def waiting_at(module: nn.Module) -> Iterator[None]:
-    """Has a forward pass in a coroutine hand over the input of `module`, and wait, where it is called."""
-
-    def wait(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        getcurrent().parent.switch(args[0])
-
-    hook = module.register_forward_pre_hook(wait)
-    try:
-        yield
-    finally:
-        hook.remove()
+def wait(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """A hook: a forward pass in a coroutine hands over the input of a module, and waits there."""
+    getcurrent().parent.switch(args[0])
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
-from fffconvert.calibration import evaluating
+from fffconvert.calibration import evaluating, on
 from fffconvert.display import progress_bar
 from fffconvert.distillation import check_pair, hidden_errors
 from fffconvert.encoding import IGNORED, without_truth
@@ -390,7 +390,7 @@ def forward_all(
         progress_bar(description, len(loader)) as advance,
     ):
         for batch in loader:
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            batch = on(device, batch)
             output = model(**without_truth(batch), output_hidden_states=hidden_states)
             if not output[0].isfinite().all():
                 raise UserError(f"{type(model).__name__} gives NaN or infinity; expected finite numbers")
