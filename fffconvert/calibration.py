@@ -129,7 +129,7 @@ def calibrate(
     """Collects the inputs of every FFN of a dense model over a uniform sample of a stream of text.
 
     Memory does not grow with the stream: it holds `n_tokens / FEWEST_TOKENS_PER_TEXT` texts, then
-    `n_layers * n_tokens * d_model` float32 numbers (twice, while they are put together).
+    `n_layers * n_tokens * d_model` float32 numbers.
 
     Args:
         model: A dense model of a known family. Left as it was.
@@ -197,23 +197,25 @@ def hear(
         model: Any model.
         places: Modules in it; one may be used several times.
         batches: Padded batches.
-        n_tokens: Tokens to keep, from the first.
+        n_tokens: Tokens to keep, from the first; the batches have as many.
         description: What the progress bar says.
     """
-    kept: list[list[Tensor]] = [[] for _ in places]  # per place, per batch (n_real * n_uses, d_model)
+    kept: list[Tensor] = []  # per place (n_tokens, n_uses, d_model)
     n_kept = 0
     with evaluating(model), undivided(model), ExitStack() as stack:
         heard = [stack.enter_context(listening(place)) for place in places]
         for batch in track(batches, description):
             base_of(model)(**on(model.device, batch))
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
-            for rows, calls in zip(kept, heard, strict=True):
+            for number, calls in enumerate(heard):
                 x = torch.cat(calls, 1).to("cpu", torch.float32)  # (n_texts, n_uses * n_tokens, d_model)
                 uses = x.unflatten(1, (-1, real.shape[1])).transpose(1, 2)[real]  # (n_real, n_uses, d_model)
-                rows.append(uses[: n_tokens - n_kept].flatten(0, 1))
+                if number == len(kept):
+                    kept.append(torch.empty(n_tokens, *uses.shape[1:]))
+                kept[number][n_kept : n_kept + len(uses)] = uses[: n_tokens - n_kept]
                 calls.clear()
             n_kept += int(real.sum())
-    return [torch.cat(rows) for rows in kept]
+    return [rows.flatten(0, 1) for rows in kept]
 
 
 def sensitivities(

@@ -54,9 +54,9 @@ class Estimate:
         parameters_after: The converted one, routers included.
         bytes_before: Size of the dense model's weights, and
         bytes_after: of the converted one's.
-        memory_bytes: The most that is held at a time: both models, the calibration inputs (float32, twice
-            while they are put together), and the copies that fitting a layer takes or, where a student is
-            trained, its gradients and AdamW's two moments. Activations come on top; they grow with the batch.
+        memory_bytes: The most that is held at a time: both models, the calibration inputs (float32), and the
+            copies that fitting a layer takes or, where a student is trained, its gradients and AdamW's two
+            moments. Activations come on top; they grow with the batch.
         seconds: By stage: tokens times the time of a token, measured here and now on models of this size
             with random weights; of a layer's fit a line through two short ones. Loading and evaluation
             come on top.
@@ -116,9 +116,7 @@ def estimate(
         parameters_after=after,
         bytes_before=before * itemsize,
         bytes_after=after * itemsize,
-        memory_bytes=(before + after) * itemsize
-        + inputs
-        + max(inputs, FITTING * inputs // len(ffns), trained),
+        memory_bytes=(before + after) * itemsize + inputs + max(FITTING * inputs // len(ffns), trained),
         seconds=times(dense, student, ffns[0], tree, init, work, n_uses),
     )
 
