@@ -153,7 +153,7 @@ def calibrate(
     batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
     places = ffn_inputs_of(model, family_of(model.config))
     n_tokens = min(n_tokens, sum(int(batch["attention_mask"].sum()) for batch in batches))
-    inputs = hear(model, places, batches, n_tokens, "Reading calibration text")
+    inputs = hear(model, places, batches, n_tokens)
     return Calibration(batches, inputs, n_tokens, model, seed)
 
 
@@ -185,11 +185,7 @@ def encode(
 
 @torch.no_grad()
 def hear(
-    model: PreTrainedModel,
-    places: list[nn.Module],
-    batches: list[Batch],
-    n_tokens: int,
-    description: str,
+    model: PreTrainedModel, places: list[nn.Module], batches: list[Batch], n_tokens: int
 ) -> list[Tensor]:
     """The inputs of some modules, each `(n_tokens * n_uses, d_model)`, while a model reads batches of text.
 
@@ -198,23 +194,23 @@ def hear(
         places: Modules in it; one may be used several times.
         batches: Padded batches.
         n_tokens: Tokens to keep, from the first; the batches have as many.
-        description: What the progress bar says.
     """
     kept: list[Tensor] = []  # per place (n_tokens, n_uses, d_model)
     n_kept = 0
     with evaluating(model), undivided(model), ExitStack() as stack:
         heard = [stack.enter_context(listening(place)) for place in places]
-        for batch in track(batches, description):
+        for batch in track(batches, "Reading calibration text"):
             base_of(model)(**on(model.device, batch))
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
+            n_new = min(int(real.sum()), n_tokens - n_kept)  # none may be wanted of a last, short batch
             for number, calls in enumerate(heard):
                 x = torch.cat(calls, 1).to("cpu", torch.float32)  # (n_texts, n_uses * n_tokens, d_model)
                 uses = x.unflatten(1, (-1, real.shape[1])).transpose(1, 2)[real]  # (n_real, n_uses, d_model)
                 if number == len(kept):
                     kept.append(torch.empty(n_tokens, *uses.shape[1:]))
-                kept[number][n_kept : n_kept + len(uses)] = uses[: n_tokens - n_kept]
+                kept[number][n_kept : n_kept + n_new] = uses[:n_new]
                 calls.clear()
-            n_kept += int(real.sum())
+            n_kept += n_new
     return [rows.flatten(0, 1) for rows in kept]
 
 

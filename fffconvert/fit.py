@@ -84,7 +84,7 @@ def fit_layer(
             there, back = square_roots(sensitivity)
             seen = replace(ffn, out_weight=ffn.out_weight @ there, out_bias=ffn.out_bias @ there)
             fit_parts(seen, inputs, rest @ there, layer, init, seed)
-            for name in ("leaf_out_weight", "leaf_out_bias", "trunk_out_weight"):
+            for name in ("node_out_weight", "leaf_out_weight", "leaf_out_bias", "trunk_out_weight"):
                 getattr(layer, name).copy_(getattr(layer, name) @ back)
         else:
             fit_parts(ffn, inputs, rest, layer, init, seed)

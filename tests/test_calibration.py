@@ -25,6 +25,7 @@ from fffconvert.calibration import (
     calibrate,
     encode,
     evaluating,
+    hear,
     listening,
     sample_texts,
     sensitivities,
@@ -104,6 +105,18 @@ def test_exactly_so_many_tokens_where_there_are_enough(
 ) -> None:
     shapes = [x.shape for x in calibrate(classifier, tokenizer, texts, n_tokens).inputs]
     assert shapes == [(n_tokens, 16), (n_tokens, 16)]
+
+
+def test_a_last_batch_that_nothing_is_wanted_of_adds_nothing(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    long, short = (
+        dict(tokenizer([text], return_tensors="pt")) for text in ("a very good film indeed", "good")
+    )
+    place = classifier.bert.encoder.layer[0].intermediate
+    (alone,), (both,) = (hear(classifier, [place], batches, 3) for batches in ([long], [long, short]))
+    assert alone.shape == (3, 16)
+    assert torch.equal(alone, both)
 
 
 def test_all_tokens_where_there_are_fewer(
