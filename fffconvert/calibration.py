@@ -30,6 +30,7 @@ Text = str | tuple[str, str]
 Batch = dict[str, Tensor]
 """A padded batch as a model takes it, each tensor `(n_texts, n_tokens)`."""
 
+TOKEN_LOGITS = ("start_logits", "end_logits")  # one number per token: (n_texts, n_tokens)
 BATCH_SIZE = 32
 BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated
 ENCODED_AT_ONCE = 1024
@@ -264,12 +265,15 @@ def parts_of(batch: Batch) -> list[Batch]:
 
 def projection(given: ModelOutput, attention_mask: Tensor, generator: torch.Generator) -> Tensor:
     """A random projection, a scalar, of a model's logits, or of its last hidden states at real tokens."""
-    outputs = [value for name, value in given.items() if name.endswith("logits")] or [given[0]]
-    total = outputs[0].new_zeros(())
-    for output in outputs:
+    outputs = {name: value for name, value in given.items() if name.endswith("logits")} or {"": given[0]}
+    total = given[0].new_zeros(())
+    for name, output in outputs.items():
         weights = torch.randn(output.shape, generator=generator).to(output)
-        if output.dim() == 3:  # (n_texts, n_tokens, n_outputs)
-            weights *= attention_mask.to(output)[..., None]
+        real = attention_mask.to(output)  # (n_texts, n_tokens)
+        if name in TOKEN_LOGITS:
+            weights *= real
+        elif output.dim() == 3:  # (n_texts, n_tokens, n_outputs)
+            weights *= real[..., None]
         total = total + (weights * output).sum()
     return total
 

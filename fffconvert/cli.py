@@ -1,9 +1,8 @@
-"""The command line: each command parses, calls the public function of the same name, and prints."""
+"""The command line: each command parses, loads, calls the public function of the same name, saves and prints."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -62,14 +61,20 @@ class Cli(click.Group):
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:
+            trains = ctx.invoked_subcommand in ("run", "finetune", "distill")
             again = "when the same command is given again (run: with --resume)"
-            fail(f"interrupted; training goes on from its last checkpoint {again}", code=130)
+            more = f"; training goes on from its last checkpoint {again}" if trains else ""
+            fail(f"interrupted{more}", code=130)
         except click.UsageError as error:
             fail_usage(error)
         except OSError as error:
             if error.errno is None:
                 raise  # no file's or disk's fault
             fail(f"{error.filename or 'the output'} could not be read or written ({error.strerror})")
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):
+                raise  # PyTorch has no narrower class for memory of the CPU
+            fail("there is not enough memory; expected more, or a smaller tree, batch or number of tokens")
 
 
 def fail_usage(error: click.UsageError) -> NoReturn:
@@ -398,6 +403,7 @@ def finetune(
     quiet_libraries()
     from fffconvert import checkpoint, distillation
     from fffconvert.data import asked_for, read_data
+    from fffconvert.training import forget
 
     settings = replace(FINETUNE, **training)
     checkpoint.refuse_existing(output)
@@ -421,7 +427,7 @@ def finetune(
         log_with=log_with,
     )
     checkpoint.save(loaded, output)
-    forget_checkpoints(output)
+    forget(checkpoints_of(output))
     display.say(f"The teacher is in {output}")
 
 
@@ -464,6 +470,8 @@ def distill(
     quiet_libraries()
     from fffconvert import checkpoint, distillation, modeling
     from fffconvert.data import asked_for, read_data
+    from fffconvert.tasks import check_head
+    from fffconvert.training import forget
 
     checkpoint.refuse_existing(output)
     asked = asked_for(task, text, data)
@@ -472,6 +480,7 @@ def distill(
         raise UserError(f"{student} is a dense model; expected a converted one (fffconvert convert)")
     if modeling.is_converted(dense.model.config):
         raise UserError(f"{teacher} is a converted model; a teacher is dense")
+    check_head(None, loaded.model.config, student)
     found = read_data(
         asked,
         loaded.tokenizer,
@@ -495,19 +504,13 @@ def distill(
         pooling=dense.pooling,
     )
     checkpoint.save(replace(loaded, name=teacher), output)
-    forget_checkpoints(output)
+    forget(checkpoints_of(output))
     display.say(f"The distilled model is in {output}")
 
 
 def checkpoints_of(output: Path) -> Path:
     """Where the checkpoints of a command that writes `output` lie."""
     return output.with_name(f"{output.name}.checkpoints")
-
-
-def forget_checkpoints(output: Path) -> None:
-    """Deletes them, now that what they led to is saved."""
-    if display.is_main_process():
-        shutil.rmtree(checkpoints_of(output), ignore_errors=True)
 
 
 @main.command()

@@ -296,7 +296,10 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
     if path.is_file() and suffix == ".txt":
         return Dataset.from_dict({"text": list(read_lines(path))})
     if path.is_file() and reader is not None:
-        options = {"sep": "\t"} if suffix == ".tsv" else {}
+        # only an empty cell has nothing in it: "None" and "N/A" are texts, or names of classes
+        options = {"keep_default_na": False, "na_values": [""]} if reader == "csv" else {}
+        if suffix == ".tsv":
+            options["sep"] = "\t"
         found = load_dataset(reader, data_files=str(path), split="train", **options)
         if reader == "csv" and len(found.column_names) == 1 and ";" in found.column_names[0]:
             raise UserError(f"{path} has semicolons between its columns; expected commas, or tabs in a .tsv")
@@ -362,14 +365,14 @@ def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | 
         _require(source, rows, source.label)
         return source.label
     found = _usual(rows, LABELS)
-    answers = found is not None and isinstance(rows.features[found], dict)
+    answers = found is not None and holds_answers(rows.features[found])
     return found if kind is None or answers == (kind == "question") else None
 
 
 def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
     """What a head for these labels answers."""
     feature = rows.features[label]
-    if isinstance(feature, dict):
+    if holds_answers(feature):
         return "question"
     if isinstance(feature, List):
         words = any(isinstance(rows.features.get(name), List) for name in source.text)
@@ -377,6 +380,11 @@ def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
     if label.lower() in ("ner_tags", "tags"):
         return "tokens"  # as text with spaces between, in a CSV file
     return "regression" if isinstance(feature, Value) and "float" in feature.dtype else "classification"
+
+
+def holds_answers(feature: Any) -> bool:
+    """Whether a column holds answers to questions: objects, or lists of them."""
+    return isinstance(feature.feature if isinstance(feature, List) else feature, dict)
 
 
 def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | None) -> tuple[str, ...]:
@@ -436,6 +444,12 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
         if len(found) < 2:
             raise UserError(
                 f"column {label!r} has {len(found)} label{'s' * (len(found) != 1)}; expected two or more"
+            )
+        if alike := sorted(
+            name for name in found if [each.lower() for each in found].count(name.lower()) > 1
+        ):
+            raise UserError(
+                f"column {label!r} has labels that differ in their case alone: {_some(alike)}; expected one spelling"
             )
         return found
     names = labels_of(config)
@@ -524,7 +538,7 @@ def read_lines(file: Path) -> Iterator[str]:
     """
     empty = True
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for line in lines:
                 if text := line.strip():
                     empty = False

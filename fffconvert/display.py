@@ -23,8 +23,11 @@ err = Console(stderr=True, highlight=False)
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks: of several under `accelerate launch`, the first."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the process that speaks: of several under `accelerate launch`, the first.
+
+    A rank alone, as clusters set it for a job's machines, makes no process one of several; nor does it for Accelerate.
+    """
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

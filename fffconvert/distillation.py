@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
-from fffconvert.calibration import evaluating
+from fffconvert.calibration import TOKEN_LOGITS, evaluating
 from fffconvert.encoding import without_truth
 from fffconvert.errors import UserError
 from fffconvert.families import PREFIX
@@ -18,8 +18,6 @@ from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
 from fffconvert.tasks import labels_of
 from fffconvert.training import Batch, moved, process_state, train
-
-TOKEN_LOGITS = ("start_logits", "end_logits")  # one number per token: (n_rows, n_tokens)
 
 
 def finetune(
@@ -74,7 +72,6 @@ def distill(
     seed: int = 0,
     checkpoints: Path | None = None,
     log_with: str | None = None,
-    description: str = "Distilling",
     pooling: nn.Module | None = None,
 ) -> None:
     """Trains a student, in place, to give the teacher's logits and hidden states. Labels are not used.
@@ -90,7 +87,6 @@ def distill(
         seed: Decides the order of the rows.
         checkpoints: Folder for checkpoints; the newest in it is resumed. Delete it when the model is saved.
         log_with: A tracker that Accelerate knows.
-        description: What the progress bar says.
         pooling: How the teacher makes sentence embeddings; the student is then taught these as well.
 
     Raises:
@@ -121,7 +117,7 @@ def distill(
             tokenizer,
             loss,
             settings or Training(),
-            description=description,
+            description="Distilling",
             seed=seed,
             dropout=False,
             teacher=teacher,

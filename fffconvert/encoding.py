@@ -100,7 +100,7 @@ def tokenized(
             words = [_split(value) for value in batch[task.columns[0]]]
             labels = {"labels": _tags(task, encoded["offset_mapping"], words, given, code)}
         elif task.kind == "question":
-            labels = _spans(encoded, given) if given else {}
+            labels = _spans(task, encoded, given) if given else {}
         elif task.kind == "masked":
             labels = {"labels": _mask(encoded["input_ids"], tokenizer, random)}
         else:
@@ -148,11 +148,14 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
         return value if isinstance(value, bool) else whole(value)
 
     given = rows[task.label] if task.label and numbers else ()
-    found = {str(named(value)).lower() for row in given for value in labels_in(task.kind, row)}
+    found = {
+        str(named(value)).lower() for row in given for value in labels_in(task.kind, row) if value is not None
+    }
     by_name = not found.isdisjoint(numbers)
 
     def one(value: Any) -> int:
-        if (known := numbers.get(str(named(value)).lower())) is not None:
+        known = numbers.get(str(named(value)).lower()) if value is not None else None
+        if known is not None:
             return known
         digits = str(whole(value))
         if not by_name and digits.isdecimal() and int(digits) < len(task.labels):
@@ -258,14 +261,14 @@ def _split(value: str | list[str]) -> list[str]:
     return value.split() if isinstance(value, str) else list(value)
 
 
-def _spans(encoded: Any, answers: list[Any]) -> Columns:
+def _spans(task: Task, encoded: Any, answers: list[Any]) -> Columns:
     """The first and last token of each row's first answer; both 0 where the text was cut before it."""
     starts, ends = [], []
-    for row, answer in enumerate(answers):
+    for row, value in enumerate(answers):
         first, last = 0, 0
-        if answer["text"]:
-            begin = answer["answer_start"][0]
-            end = begin + len(answer["text"][0])
+        if answer := _first_answer(task, value):
+            begin = answer[1]
+            end = begin + len(answer[0])
             context = [part == 1 for part in encoded.sequence_ids(row)]
             inside = [
                 token
@@ -277,6 +280,26 @@ def _spans(encoded: Any, answers: list[Any]) -> Columns:
         starts.append(first)
         ends.append(last)
     return {"start_positions": starts, "end_positions": ends}
+
+
+def _first_answer(task: Task, value: Any) -> tuple[str, int] | None:
+    """The text of a row's first answer and where it begins in the context; none where there is no answer.
+
+    Raises:
+        UserError: For what is not written as SQuAD writes it.
+    """
+    try:
+        texts, starts = value["text"], value["answer_start"]
+        if len(texts) == len(starts) == 0:
+            return None
+        if isinstance(texts[0], str) and isinstance(starts[0], int):
+            return texts[0], starts[0]
+    except (TypeError, KeyError, IndexError):
+        pass
+    raise UserError(
+        f"{task.name}: {value!r} in column {task.label!r} is no answer; expected the lists `text` and "
+        "`answer_start`, both empty where there is none"
+    )
 
 
 def _mask(

@@ -65,6 +65,8 @@ def push(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = F
         UserError: For a folder without a converted model, a name that no repository can have, or a Hub
             that refuses or cannot be reached.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; expected one that fffconvert wrote")
     if not is_converted(load_config(str(folder))):
         raise UserError(f"{folder} does not hold a converted model")
     try:

@@ -174,6 +174,9 @@ def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
             raise UserError(
                 f"{name} is {ours} in the converted model and {theirs} in the dense one; expected the same"
             )
+    expected = dense_class_of(type(model))
+    if type(dense) is not expected:
+        raise UserError(f"the dense model is a {type(dense).__name__}; expected a {expected.__name__}")
 
 
 def random_ids(config: PreTrainedConfig, batch: int, length: int) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def predictions(task: Task, answers: Answers) -> NDArray[Any]:
 
 
 def compute_metrics(task: Task, answers: Answers, labels: Answers) -> dict[str, float]:
-    """The task's metrics; a correlation that is not defined, as of a constant prediction, is 0.
+    """The task's metrics.
 
     Args:
         task: The task.
@@ -48,9 +49,8 @@ def compute_metrics(task: Task, answers: Answers, labels: Answers) -> dict[str, 
         labels: The truth.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a constant prediction has no correlation
-        values = {name: float(_METRICS[name](task, answers, labels)) for name in task.metrics}
-    return {name: 0.0 if np.isnan(value) else value for name, value in values.items()}
+        warnings.simplefilter("ignore")  # of classes that nobody predicts
+        return {name: float(_METRICS[name](task, answers, labels)) for name in task.metrics}
 
 
 def agreement(task: Task, ours: Answers, theirs: Answers) -> float:
@@ -58,7 +58,17 @@ def agreement(task: Task, ours: Answers, theirs: Answers) -> float:
     a, b = predictions(task, ours), predictions(task, theirs)
     if not task.is_regression:
         return float((a == b).reshape(len(a), -1).all(1).mean())
-    return float(pearsonr(a, b).statistic) if a.std() > 0 and b.std() > 0 else 0.0
+    return correlation(pearsonr, a, b)
+
+
+def correlation(statistic: Any, a: NDArray[Any], b: NDArray[Any]) -> float:
+    """A correlation, one of SciPy's; 0 where it is not defined: of one row, or with a constant."""
+    if len(a) < 2:
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a constant has no correlation
+        value = float(statistic(a, b).statistic)
+    return 0.0 if np.isnan(value) else value
 
 
 def _truth(task: Task, labels: Answers) -> NDArray[Any]:
@@ -66,11 +76,10 @@ def _truth(task: Task, labels: Answers) -> NDArray[Any]:
 
 
 def _on_decisions(metric: Any, **options: Any) -> Any:
-    """A metric of scikit-learn or SciPy, on truth and decisions."""
+    """A metric of scikit-learn, or a correlation, on truth and decisions."""
 
     def compute(task: Task, answers: Answers, labels: Answers) -> Any:
-        value = metric(_truth(task, labels), predictions(task, answers), **options)
-        return getattr(value, "statistic", value)
+        return metric(_truth(task, labels), predictions(task, answers), **options)
 
     return compute
 
@@ -128,8 +137,8 @@ _METRICS = {
     "macro_f1": _on_decisions(f1_score, average="macro"),
     "micro_f1": _on_decisions(f1_score, average="micro"),
     "matthews_correlation": _on_decisions(matthews_corrcoef),
-    "pearson": _on_decisions(pearsonr),
-    "spearman": _on_decisions(spearmanr),
+    "pearson": _on_decisions(partial(correlation, pearsonr)),
+    "spearman": _on_decisions(partial(correlation, spearmanr)),
     "entity_f1": entity_f1,
     "span_f1": span_f1,
     "exact_match": exact_match,

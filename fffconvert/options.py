@@ -110,12 +110,14 @@ def data_options(command: Command) -> Command:
     ) -> Any:
         if data is None and (text_column or label_column or split or subset):
             raise UserError("--text-column, --label-column, --split and --subset go with --data")
+        if data == "":
+            raise UserError("--data is empty; expected a file, a folder, or the id of a dataset on the Hub")
         if len(label_column) > 1:
             raise UserError(
                 "--label-column is given more than once; expected one column, with all labels of a row"
             )
         label = next(iter(label_column), None)
-        source = DataSource(data, text_column, label, subset, split, split) if data else None
+        source = DataSource(data, text_column, label, subset, split, split) if data is not None else None
         return command(*args, data=source, **rest)
 
     options = (

@@ -40,7 +40,7 @@ from fffconvert.families import family_of
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Init, Recipe
 from fffconvert.tasks import Task, check_head
-from fffconvert.training import digest_of_rows, digest_of_weights, wait_for_everyone, write_whole
+from fffconvert.training import digest_of_rows, digest_of_weights, forget, wait_for_everyone, write_whole
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
@@ -225,8 +225,7 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
         )
         save(base, work / TEACHER)
         wait_for_everyone()
-        if is_main_process():
-            shutil.rmtree(work / f"{TEACHER}.checkpoints", ignore_errors=True)
+        forget(work / f"{TEACHER}.checkpoints")
     return base
 
 
@@ -295,7 +294,7 @@ class Stages:
         wait_for_everyone()
         if is_main_process():
             shutil.rmtree(start)
-            shutil.rmtree(self.work / f"{name}.checkpoints", ignore_errors=True)
+        forget(self.work / f"{name}.checkpoints")
 
     def make_start(self, folder: Path, shape: TreeShape, init: Init) -> None:
         """Converts a student and scores it before distillation; a run that is resumed goes on from that."""

@@ -316,9 +316,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not checkpoints_in(folder):
-            (folder / SETTINGS).unlink(missing_ok=True)
-            with suppress(OSError):  # there is something else in it
-                folder.rmdir()
+            forget(folder)
         raise UserError(
             f"{whole} could not be written ({first_line(error)}); the checkpoints before it are kept"
         ) from error
@@ -327,6 +325,18 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
         partial.rename(whole)
         for older in checkpoints_in(folder)[:-1]:
             shutil.rmtree(folder / f"step-{older}")
+
+
+def forget(folder: Path) -> None:
+    """Deletes a run's checkpoints, once what they led to is saved; anything else in the folder stays."""
+    if not process_state().is_main_process:
+        return
+    for step in checkpoints_in(folder):
+        shutil.rmtree(folder / f"step-{step}")
+    shutil.rmtree(folder / "partial", ignore_errors=True)
+    (folder / SETTINGS).unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or there is something else in it
+        folder.rmdir()
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import sentences
+from conftest import sentences, tiny_model
 from torch import Tensor
 from transformers import (
     AlbertConfig,
@@ -23,10 +23,12 @@ from fffconvert.calibration import (
     BATCH_SIZE,
     FEWEST_TOKENS_PER_TEXT,
     calibrate,
+    differentiable,
     encode,
     evaluating,
     hear,
     listening,
+    projection,
     sample_texts,
     sensitivities,
 )
@@ -376,6 +378,19 @@ def test_texts_that_are_none_are_refused(
 
 
 # ---- What the outputs depend on
+
+
+@pytest.mark.parametrize("head", ["", "ForTokenClassification", "ForQuestionAnswering"])
+def test_outputs_at_padding_do_not_count(head: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("bert", f"AutoModel{head}").eval()
+    batch = dict(tokenizer(["good", "a very good film"], padding=True, return_tensors="pt"))
+    with differentiable([model.base_model.encoder.layer[-1].output]) as outputs:
+        given = model(**batch)
+        value = projection(given, batch["attention_mask"], torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad(value, outputs[0])  # (n_texts, n_tokens, d_model)
+    real = batch["attention_mask"].bool()
+    assert not gradient[~real].any()
+    assert gradient[real].any()
 
 
 def test_sensitivity_tells_what_an_error_does_to_the_logits(

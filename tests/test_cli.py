@@ -155,6 +155,7 @@ def test_all_processes_but_the_first_are_done_when_the_run_is(
     result = pipeline.Result(tmp_path / "out", None, {"table": [], "scores": {"retention": 0.5}})
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: result)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert succeed("run", recipe, "--output", tmp_path / "out", "--min-retention", 0.9) == ""
 
 

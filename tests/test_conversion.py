@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isfinite
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ from conftest import sentences, tiny_config
 from torch import Tensor
 from transformers import BertForMultipleChoice, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from fffconvert import conversion
 from fffconvert.calibration import calibrate
 from fffconvert.conversion import HELD_OUT, Conversion, convert
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, ffn_inputs_of, read_ffns
+from fffconvert.fff import FFF
+from fffconvert.fit import fit_layer
 from fffconvert.recipe import Init
 from fffconvert.tree import REMOVED, TreeShape
 
@@ -96,6 +101,30 @@ def test_fit_is_what_the_layer_does_on_held_out_tokens(
         assert fit.smallest_leaf == pytest.approx(float(counts.min()))
         assert fit.largest_leaf == pytest.approx(float(counts.max()))
         assert set(fit.to_dict()) == {"layer", "error", "smallest_leaf", "largest_leaf"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "init", "counts"), [(TREE, "inputs", True), (REMOVED, "inputs", False), (TREE, "random", False)]
+)
+def test_a_linear_fit_knows_what_errors_cost(
+    shape: TreeShape,
+    init: Init,
+    counts: bool,
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = []
+
+    def fit(*args: Any) -> FFF:
+        given.append(args[-1])
+        return fit_layer(*args)
+
+    monkeypatch.setattr(conversion, "fit_layer", fit)
+    calibration = calibrate(classifier, tokenizer, sentences(60), 300)
+    conversion.build(classifier, calibration, replace(shape, linear=counts), init, seed=0)
+    expected = calibration.sensitivities if counts else [None, None]
+    assert all(ours is theirs for ours, theirs in zip(given, expected, strict=True))
 
 
 def test_removed_is_no_better_than_the_mean(

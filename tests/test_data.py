@@ -13,7 +13,15 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import PreTrainedTokenizerFast
 
 import fffconvert.data
-from fffconvert.data import asked_for, load_source, read_data, read_texts, read_validations, validation_splits
+from fffconvert.data import (
+    asked_for,
+    load_source,
+    read_data,
+    read_lines,
+    read_texts,
+    read_validations,
+    validation_splits,
+)
 from fffconvert.encoding import IGNORED
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
@@ -264,6 +272,21 @@ def test_a_row_without_text_is_named(tmp_path: Path, tokenizer: PreTrainedTokeni
         read_data(DataSource(str(file)), tokenizer, None)
 
 
+def test_only_an_empty_cell_of_a_csv_file_has_nothing_in_it(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("text,label\nN/A,None\nnull,hate\n", encoding="utf-8")
+    data = read_data(DataSource(str(file)), tokenizer, None)
+    assert data.task.labels == ("None", "hate")
+    assert data.texts == ["N/A", "null"]
+
+
+def test_a_text_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("good\n", encoding="utf-8-sig")
+    assert list(read_lines(tmp_path / "own.txt")) == ["good"]
+
+
 def test_only_one_of_task_text_and_data() -> None:
     assert asked_for("sst2", None, None) is TASKS["sst2"]
     assert asked_for(None, "a.txt", None) == Path("a.txt")
@@ -394,6 +417,19 @@ def test_names_and_numbers_are_not_mixed(tmp_path: Path, tokenizer: PreTrainedTo
         read_data(DataSource(str(tmp_path / "saved")), tokenizer, three)
 
 
+def test_a_missing_label_is_not_the_class_none(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = config_for("classification", id2label={0: "none", 1: "hate"})
+    with pytest.raises(UserError, match="None in column 'label' is no label; expected one of none, hate"):
+        encoded_labels(tmp_path, tokenizer, config, ["hate", None])
+
+
+def test_labels_that_differ_in_their_case_alone_are_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UserError, match=r"differ in their case alone: Good, good; expected one spelling"):
+        encoded_labels(tmp_path, tokenizer, None, ["Good", "bad", "good"])
+
+
 def test_regression(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     config = config_for("classification", num_labels=1)
     assert encoded_labels(tmp_path, tokenizer, config, [1, 2]) == [1.0, 2.0]
@@ -520,6 +556,26 @@ def test_answers_are_found_in_the_context(tmp_path: Path, tokenizer: PreTrainedT
     assert list(rows["end_positions"]) == [7, 0, 3]
     short = read_data(source, tokenizer, None, max_length=8).rows  # `good` is cut off
     assert list(short["start_positions"]) == [0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        {"text": "good", "answer_start": 18},
+        {"text": ["good"]},
+        [{"text": "good", "answer_start": 18}],
+        "good",
+    ],
+    ids=str,
+)
+def test_answers_that_are_none_are_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, answer: Any
+) -> None:
+    columns = {"question": ["saw"], "context": ["the film was very good"], "answers": [answer]}
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    with pytest.raises(UserError, match="in column 'answers' is no answer; expected the lists `text` and"):
+        read_data(replace(source, label="answers"), tokenizer, config_for("question"))
 
 
 def test_masks(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -20,9 +20,17 @@ def test_track_gives_all_items(capsys):
     assert "Reading 3/3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
-def test_the_first_process_speaks(rank, speaks, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", rank)
+@pytest.mark.parametrize(
+    ("ranks", "speaks"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "1"}, True),  # as a cluster numbers its machines
+    ],
+)
+def test_the_first_process_speaks(ranks, speaks, capsys, monkeypatch):
+    for name, rank in ranks.items():
+        monkeypatch.setenv(name, rank)
     display.say("hello")
     display.table("title", ["a"], [[1]])
     out, err = capsys.readouterr()

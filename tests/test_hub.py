@@ -127,6 +127,8 @@ def test_folder_without_a_converted_model_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="does not hold a converted model"):
         push(Path(folder_of(classifier)), "user/name")
+    with pytest.raises(UserError, match="user/name is no folder; expected one that fffconvert wrote"):
+        push(Path("user/name"), "user/name")  # which the Hub may have
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no config\.json"):
         push(tmp_path / "empty", "user/name")

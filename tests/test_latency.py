@@ -149,6 +149,8 @@ def test_what_cannot_be_compared_is_refused(student, classifier):
         measure(classifier)
     with pytest.raises(UserError, match="num_hidden_layers"):
         measure(student, BertModel(tiny_config(num_hidden_layers=1)))
+    with pytest.raises(UserError, match="is a BertModel; expected a BertForSequenceClassification"):
+        measure(student, BertModel(tiny_config()))  # whose head would not be timed
 
 
 @pytest.mark.parametrize("size", ["8", "8x", "x8", "0x8", "8x-1", "axb"])

@@ -43,6 +43,13 @@ def test_regression() -> None:
     assert agreement(task, x, np.ones((3, 1))) == 0
 
 
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5]], ids=str)
+def test_a_correlation_that_is_not_defined_is_zero(values: list[float]) -> None:
+    task, answers = task_of("regression"), np.array(values)[:, None]
+    assert compute_metrics(task, answers, np.array(values)) == {"pearson": 0.0, "spearman": 0.0}
+    assert agreement(task, answers, answers) == 0.0
+
+
 def test_glue_has_its_own() -> None:
     logits, labels = np.eye(2)[[1, 1, 0, 0]], np.array([1, 0, 0, 0])
     assert compute_metrics(TASKS["mrpc"], logits, labels) == pytest.approx({"accuracy": 3 / 4, "f1": 2 / 3})

@@ -13,12 +13,16 @@ from click.testing import CliRunner
 from conftest import sentences, tiny_config
 from datasets import Dataset
 from scipy.stats import spearmanr
+from torch.nn.utils import parameters_to_vector
 from transformers import BertModel, set_seed
 
-from fffconvert import UserError, checkpoint, data, hub
+from fffconvert import UserError, checkpoint, convert, data, distill, hub
 from fffconvert.cli import main
+from fffconvert.encoding import tokenized
 from fffconvert.evaluation import embed
+from fffconvert.recipe import Training
 from fffconvert.sentence import embeddings, read_modules
+from fffconvert.tree import TreeShape
 
 st = pytest.importorskip("sentence_transformers", reason="the extra sentence is not installed")
 modules = pytest.importorskip("sentence_transformers.models")
@@ -127,6 +131,17 @@ def test_a_default_prompt_stands_before_every_text(include, folder_of, tmp_path)
     _, splits = data.read_validations(file, loaded.tokenizer, config, prompt=loaded.prompt)
     found = embed(loaded.model, loaded.tokenizer, loaded.pooling, splits["text"], "text")
     np.testing.assert_allclose(found, made.encode(texts, normalize_embeddings=True), atol=1e-5)
+
+
+def test_its_embeddings_are_part_of_what_a_student_is_taught(encoder):
+    loaded, texts = checkpoint.load(encoder), Dataset.from_dict({"text": sentences(40)})
+    rows = tokenized(data.unlabelled("own", ("text",), None), texts, loaded.tokenizer)
+    students = [
+        convert(loaded.model, loaded.tokenizer, sentences(40), TreeShape(2, 2)).model for _ in range(2)
+    ]
+    for student, pooling in zip(students, (loaded.pooling, None), strict=True):
+        distill(student, loaded.model, loaded.tokenizer, rows, Training(learning_rate=1e-3), pooling=pooling)
+    assert not torch.equal(*(parameters_to_vector(student.parameters()) for student in students))
 
 
 def test_an_ordinary_folder_has_no_modules(classifier, folder_of):

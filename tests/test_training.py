@@ -13,6 +13,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from fffconvert.errors import UserError
 from fffconvert.evaluation import evaluate
 from fffconvert.recipe import Training
 from fffconvert.tasks import TASKS
-from fffconvert.training import EpochSampler, checkpoints_in, parameter_groups
+from fffconvert.training import EpochSampler, checkpoints_in, forget, parameter_groups
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(depth=2, leaf_width=2)
@@ -393,6 +394,16 @@ def test_a_first_checkpoint_that_cannot_be_written_leaves_nothing_but_what_was_t
         assert (sorted(path.name for path in folder.iterdir()) if folder.exists() else None) == left
 
 
+def test_what_somebody_else_put_beside_the_checkpoints_stays(interrupted: Path) -> None:
+    (interrupted / "mine.txt").write_text("mine")
+    forget(interrupted)
+    assert [path.name for path in interrupted.iterdir()] == ["mine.txt"]
+    (interrupted / "mine.txt").unlink()
+    forget(interrupted)
+    assert not interrupted.exists()
+    forget(interrupted)
+
+
 # ---- Manners
 
 
@@ -503,6 +514,33 @@ def test_a_batch_that_processes_cannot_share_is_refused(
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(UserError, match="batch_size is 8; expected a multiple of the 3 processes"):
         finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS)
+
+
+def test_a_step_is_what_the_settings_say(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AdamW's weight decay, the clipped norm, and the rate over the steps: warmed up, then falling to 0."""
+    norms, groups = [], []
+    clip, step = Accelerator.clip_grad_norm_, torch.optim.AdamW.step
+
+    def clipping(self: Accelerator, parameters: Any, norm: float) -> Any:
+        norms.append(norm)
+        return clip(self, parameters, norm)
+
+    def stepping(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+        groups.append((self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clipping)
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    settings = Training(
+        epochs=1, learning_rate=0.4, batch_size=2, warmup=0.5, weight_decay=0.3, max_grad_norm=0.7
+    )
+    finetune(classifier, tokenizer, rows_for(tokenizer).select(range(8)), settings)
+    assert norms == [0.7] * 4
+    assert groups == [(pytest.approx(rate), 0.3) for rate in (0.0, 0.2, 0.4, 0.2)]
 
 
 def test_leaves_learn_slower_by_the_root_of_their_number(
