@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ from fffconvert.errors import UserError, first_line
 from fffconvert.families import family_of, longest_text
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
-from fffconvert.tasks import HEAD_OF, Kind, Task, kind_of
+from fffconvert.tasks import HEAD_OF, Kind, Task, kind_of, labels_of
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
@@ -95,9 +95,11 @@ def load_for_task(name: str, task: Task, seed: int) -> Loaded:
     if modeling.is_converted(config):
         raise UserError(f"{name} is a converted model; a teacher is dense")
     family_of(config)
+    before = labels_of(config)
     cls = give_head(config, task)
     transformers.set_seed(seed)  # a new head is drawn
     model = load_weights(name, config, cls, new_head=True)
+    reorder_outputs(model, before, labels_of(config))
     return Loaded(name, model, load_tokenizer(name, config))
 
 
@@ -107,8 +109,12 @@ def give_head(config: PreTrainedConfig, task: Task) -> Any:
     Raises:
         UserError: For a head that `transformers` has not for this type of model.
     """
+    numbered = task.labels == tuple(str(number) for number in range(len(task.labels)))
+    named = config.num_labels == task.n_outputs and not any(
+        label.startswith("LABEL_") for label in labels_of(config)
+    )
     config.num_labels = task.n_outputs
-    if task.labels:
+    if task.labels and not (numbered and named):
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     config.problem_type = PROBLEM_TYPE.get(task.kind)  # what an earlier head left there would decide the loss
@@ -117,6 +123,19 @@ def give_head(config: PreTrainedConfig, task: Task) -> Any:
     if type(config) not in classes:
         raise UserError(f"{config.model_type} has no {auto} in transformers, which {task.name} asks for")
     return classes[type(config)]
+
+
+def reorder_outputs(model: PreTrainedModel, before: Sequence[str], now: Sequence[str]) -> None:
+    """Puts the outputs of a head that came with its model in the order in which they are named now."""
+    theirs, ours = ([label.lower() for label in labels] for labels in (before, now))
+    if theirs == ours or sorted(theirs) != sorted(ours):
+        return
+    order = [theirs.index(label) for label in ours]
+    encoder = set(model.base_model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter not in encoder and len(parameter) == len(order):
+                parameter.copy_(parameter[order])
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -272,7 +291,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def save(
-    loaded: Loaded, folder: Path, recipe: Recipe | None = None, report: dict[str, Any] | None = None
+    loaded: Loaded, folder: Path | str, recipe: Recipe | None = None, report: dict[str, Any] | None = None
 ) -> None:
     """Writes a model as a folder that stock `transformers` loads.
 
@@ -291,6 +310,7 @@ def save(
     """
     if not is_main_process():
         return
+    folder = Path(folder)
     with new_folder(folder) as beside:
         try:
             loaded.model.save_pretrained(beside)

@@ -262,7 +262,7 @@ def convert(
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
-    conversion.check_leaves(tree, init, calibration_tokens)  # before a model is read
+    conversion.check_tree(tree, init, calibration_tokens)  # before a model is read
     asked = calibration_data(calibration, data)
     if dry_run:
         config = checkpoint.load_config(model)
@@ -556,22 +556,20 @@ def evaluate(
     for each in (loaded, dense):
         if each is not None:
             check_head(asked if isinstance(asked, Task) else None, each.model.config, each.name)
-    scores = evaluation.evaluate(
-        loaded.model,
+    judged, splits = read_validations(
+        asked,
         loaded.tokenizer,
-        *read_validations(
-            asked,
-            loaded.tokenizer,
-            loaded.model.config,
-            data_dir=data_dir,
-            max_length=max_length,
-            prompt=loaded.prompt,
-        ),
-        dense.model if dense else None,
-        loaded.pooling,
+        loaded.model.config,
+        data_dir=data_dir,
+        max_length=max_length,
+        prompt=loaded.prompt,
+    )
+    scores = evaluation.evaluate(
+        loaded.model, loaded.tokenizer, judged, splits, dense.model if dense else None, loaded.pooling
     )
     show_scores(model, scores.to_dict())
-    write_json(json_file, scores.to_dict())
+    read = {"rows": {name: len(rows) for name, rows in splits.items()}, "max_length": max_length}
+    write_json(json_file, {"model": model, "teacher": teacher, **read, **scores.to_dict()})
     evaluation.require_retention(scores.retention, min_retention, json_file)
 
 

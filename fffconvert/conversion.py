@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -83,13 +83,15 @@ def convert(
         UserError: For a model that cannot be converted, no text, or a shape that the model cannot fill.
     """
     refuse_converted(model.config)
-    check_leaves(tree, init, calibration_tokens)
+    check_tree(tree, init, calibration_tokens)
     calibration = calibrate(model, tokenizer, texts, calibration_tokens, seed, max_length)
     return build(model, calibration, tree, init, seed)
 
 
-def check_leaves(tree: TreeShape, init: Init, n_tokens: int) -> None:
-    """Raises a `UserError` for more leaves than tokens to calibrate on; random trees are grown on nothing."""
+def check_tree(tree: TreeShape, init: Init, n_tokens: int) -> None:
+    """Raises a `UserError` for what no tree is grown from, or more leaves than tokens; random ones need none."""
+    if init not in get_args(Init):
+        raise UserError(f"init is {init!r}; expected one of {', '.join(get_args(Init))}")
     if init != "random" and tree.n_leaves > n_tokens:
         raise UserError(
             f"a tree of depth {tree.depth} has {tree.n_leaves:,} leaves and there are {n_tokens:,} tokens to "
@@ -110,7 +112,7 @@ def build(
     family = family_of(model.config)
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)
-    check_leaves(tree, init, calibration.n_tokens)
+    check_tree(tree, init, calibration.n_tokens)
     if init != "random" and tree.n_leaves * FEWEST_TOKENS > calibration.n_tokens:
         say(
             f"Of {tree.n_leaves:,} leaves most will have fewer than {FEWEST_TOKENS} of the {calibration.n_tokens:,} "

@@ -85,7 +85,7 @@ def asked_for(task: str | None, text: str | Path | None, data: DataSource | None
     """What a command or a recipe asks for.
 
     Raises:
-        UserError: For none or several of the three, or a task that is not GLUE's.
+        UserError: For none or several of the three, a task that is not GLUE's, or a table given for a text file.
     """
     given = [name for name, value in (("task", task), ("text", text), ("data", data)) if value is not None]
     if len(given) != 1:
@@ -93,7 +93,12 @@ def asked_for(task: str | None, text: str | Path | None, data: DataSource | None
         raise UserError(f"{found}; expected either a task, a text file, or data of your own")
     if data is not None:
         return data
-    return task_named(task) if task is not None else Path(str(text))
+    if task is not None:
+        return task_named(task)
+    file = Path(str(text))
+    if file.suffix.lower() in READERS:
+        raise UserError(f"{file} is no text file but a table; give it as --data (in a recipe: data.path)")
+    return file
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,7 @@ def read_data(
     train = train.select(range(min(train_rows or len(train), len(train))))
     if validations:
         task = replace(task, validations=tuple(validations))
+    check_columns(task, validations)
     train, *judged = (prompted(task, rows, prompt) for rows in (train, *validations.values()))
     limit = readable_length(tokenizer, config, max_length)
     return Data(
@@ -196,10 +202,21 @@ def read_validations(
         raise _several_splits(asked, found)
     splits = splits or {_name(asked): train_split(asked, data_dir)}
     task = replace(task_of(asked, next(iter(splits.values())), config), validations=tuple(splits))
+    check_columns(task, splits)
     limit = readable_length(tokenizer, config, max_length)
     return task, {
         name: tokenized(task, prompted(task, rows, prompt), tokenizer, limit) for name, rows in splits.items()
     }
+
+
+def check_columns(task: Task, splits: dict[str, Dataset]) -> None:
+    """Raises a `UserError` for a split to evaluate on that lacks a column which another split has."""
+    for split, rows in splits.items():
+        for column in (*task.columns, task.label):
+            if column is not None and column not in rows.column_names:
+                raise UserError(
+                    f"{task.name}: split {split!r} has no column {column!r}; it has {', '.join(rows.column_names)}"
+                )
 
 
 def read_texts(
@@ -297,19 +314,32 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
         return Dataset.from_dict({"text": list(read_lines(path))})
     if path.is_file() and reader is not None:
         # only an empty cell has nothing in it: "None" and "N/A" are texts, or names of classes
-        options = {"keep_default_na": False, "na_values": [""]} if reader == "csv" else {}
-        if suffix == ".tsv":
-            options["sep"] = "\t"
-        found = load_dataset(reader, data_files=str(path), split="train", **options)
-        if reader == "csv" and len(found.column_names) == 1 and ";" in found.column_names[0]:
-            raise UserError(f"{path} has semicolons between its columns; expected commas, or tabs in a .tsv")
-        return found
+        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if reader == "csv" else {}
+        if reader == "csv":
+            options["sep"] = separator(path)
+        return load_dataset(reader, data_files=str(path), split="train", **options)
     if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
         raise UserError(
             f"{path} {'cannot be read' if path.exists() else 'does not exist'}; expected a folder, "
             f"a file that ends with {', '.join(READERS)} or .txt, or the id of a dataset on the Hub"
         )
     return load_dataset(source.path, source.subset)
+
+
+def separator(file: Path) -> str:
+    """What stands between the columns of a CSV or TSV file.
+
+    Raises:
+        UserError: For a first line with semicolons, bars or tabs where commas are expected.
+    """
+    if file.suffix.lower() == ".tsv":
+        return "\t"
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        names = lines.readline()
+    for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):
+        if other in names and "," not in names:
+            raise UserError(f"{file} has {what} between its columns; expected commas, or tabs in a .tsv")
+    return ","
 
 
 def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labelled: bool = True) -> Task:
@@ -346,7 +376,7 @@ def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labell
         entities = kind == "tokens" and any(each.startswith("B-") for each in labels)
         metrics = ("entity_f1", "accuracy") if entities else METRICS[kind]
         task = Task(name, columns, labels, metrics, kind=kind, label=label)
-    say_what_was_chosen(task, labelled and kind not in ("masked", "embedding"))
+    say_what_was_chosen(task, rows, labelled and kind not in ("masked", "embedding"))
     return task
 
 
@@ -360,11 +390,17 @@ def unlabelled(name: str, columns: tuple[str, ...], config: PreTrainedConfig | N
 def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | None:
     """The column that holds the labels: the one named, or the first with a usual name."""
     if kind in ("masked", "embedding"):
+        if source.label is not None:
+            raise UserError(
+                f"the model's head needs no labels ({kind}); leave out --label-column {source.label}"
+            )
         return None
     if source.label is not None:
         _require(source, rows, source.label)
         return source.label
     found = _usual(rows, LABELS)
+    if found is not None and len(rows) and all(value in (None, -1) for value in rows[found]):
+        return None  # as GLUE's own test splits have it
     answers = found is not None and holds_answers(rows.features[found])
     return found if kind is None or answers == (kind == "question") else None
 
@@ -464,13 +500,16 @@ def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
     return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
 
 
-def say_what_was_chosen(task: Task, labelled: bool) -> None:
+def say_what_was_chosen(task: Task, rows: Dataset, labelled: bool) -> None:
     """One line about which columns are what, and what follows where labels were wanted and none were found."""
     missing = "no column of labels (--label-column names one), so the teacher is the judge"
     labels = f"labels from {task.label!r}" if task.label else missing if labelled else "no labels"
-    classes = f": {_some(task.labels)}" if task.labels else ""
+    by_number = task.label is not None and isinstance(next(iter(rows[task.label]), None), int | float)
+    classes = (
+        f": {_some([f'{n} = {name}' for n, name in enumerate(task.labels)] if by_number else task.labels)}"
+    )
     columns = " and ".join(repr(column) for column in task.columns)
-    say(f"{task.name}: text from {columns}, {labels} ({task.kind}{classes})")
+    say(f"{task.name}: text from {columns}, {labels} ({task.kind}{classes if task.labels else ''})")
 
 
 def _some(names: Sequence[str]) -> str:

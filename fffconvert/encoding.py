@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text
-from fffconvert.display import track
+from fffconvert.display import say, track
 from fffconvert.errors import UserError
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.tasks import Kind, Task
@@ -26,6 +26,9 @@ IGNORED = -100
 
 TRUTH = ("labels", "start_positions", "end_positions")
 """The columns that hold the truth."""
+
+ALONE: tuple[Kind, ...] = ("embedding", "similarity")
+"""The kinds of task whose texts are read one by one, whatever stands beside them in a row."""
 
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 
@@ -40,9 +43,11 @@ def without_truth(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def texts_of(task: Task, rows: Dataset) -> list[Text]:
-    """The texts, or pairs of texts, of a split; words are joined by spaces."""
+    """The texts, or pairs of texts, of a split; words are joined by spaces. An encoder reads each text by itself."""
     columns = [texts_in(task, rows, name) for name in task.columns]
-    return [*columns[0]] if len(columns) == 1 else [*zip(*columns, strict=True)]
+    if len(columns) == 1 or task.kind in ALONE:
+        return [text for column in columns for text in column]
+    return [*zip(*columns, strict=True)]
 
 
 def texts_in(task: Task, rows: Dataset, column: str) -> list[str]:
@@ -60,7 +65,7 @@ def texts_in(task: Task, rows: Dataset, column: str) -> list[str]:
 
 def prompted(task: Task, rows: Dataset, prompt: str) -> Dataset:
     """A split with a sentence encoder's prompt before every text; for any other head as it is."""
-    if not prompt or task.kind not in ("embedding", "similarity"):
+    if not prompt or task.kind not in ALONE:
         return rows
     for name in task.columns:
         texts_in(task, rows, name)  # a row without text has no place here
@@ -87,8 +92,9 @@ def tokenized(
     Raises:
         UserError: For a row without text, or with a label that is none of the task's.
     """
-    if task.kind == "similarity":  # all first texts, then all second ones
-        sides = [replace(task, kind="regression", columns=(column,)) for column in task.columns]
+    if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
+        kind: Kind = "regression" if task.kind == "similarity" else "embedding"
+        sides = [replace(task, kind=kind, columns=(column,)) for column in task.columns]
         return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
 
     def encode(batch: Columns, random: np.random.Generator) -> Columns:
@@ -100,7 +106,7 @@ def tokenized(
             words = [_split(value) for value in batch[task.columns[0]]]
             labels = {"labels": _tags(task, encoded["offset_mapping"], words, given, code)}
         elif task.kind == "question":
-            labels = _spans(task, encoded, given) if given else {}
+            labels = _spans(task, encoded, texts[1], given) if given else {}
         elif task.kind == "masked":
             labels = {"labels": _mask(encoded["input_ids"], tokenizer, random)}
         else:
@@ -128,7 +134,15 @@ def tokenized(
         for start in range(0, len(given) or 1, ROWS_AT_ONCE)
     ]
     shown = track(parts, "Tokenizing") if len(parts) > 1 else parts
-    return concatenate_datasets([encode_part(number, part) for number, part in enumerate(shown)])
+    made = concatenate_datasets([encode_part(number, part) for number, part in enumerate(shown)])
+    if "end_positions" in made.column_names:
+        n_answers = sum(bool(answer["text"]) for answer in rows[task.label])
+        if n_cut := n_answers - sum(end > 0 for end in made["end_positions"]):
+            say(
+                f"{task.name}: {n_cut} of {n_answers} answers end past token {max_length} and count as no answer; "
+                "a larger --max-length reads further"
+            )
+    return made
 
 
 def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
@@ -202,7 +216,7 @@ def labels_in(kind: Kind, value: Any) -> list[Any]:
     if isinstance(value, str):
         parts = value.split() if kind == "tokens" else value.split(",")
         return [part.strip() for part in parts if part.strip()]
-    return list(value or [])
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def multi_hot(rows: Dataset, label: str) -> int:
@@ -246,9 +260,10 @@ def _tags(
                 f"{task.name}: a row has {n_words} words and {len(tags)} tags in {task.label!r}; "
                 "expected one tag for each word"
             )
-        word_of = [number for number, word in enumerate(words[row]) for _ in f"{word} "]
+        # a space is the next word's: some tokenizers make a token of it, or begin one with it
+        word_of = [number for number, word in enumerate(words[row]) for _ in f" {word}"][1:]
         seen, labels = -1, []
-        for start, end in spans:  # some tokenizers count the space before a word as the token's
+        for start, end in spans:
             word = word_of[end - 1] if end > start else -1
             labels.append(tags[word] if word > seen else IGNORED)
             seen = max(seen, word)
@@ -261,14 +276,13 @@ def _split(value: str | list[str]) -> list[str]:
     return value.split() if isinstance(value, str) else list(value)
 
 
-def _spans(task: Task, encoded: Any, answers: list[Any]) -> Columns:
+def _spans(task: Task, encoded: Any, contexts: list[str], answers: list[Any]) -> Columns:
     """The first and last token of each row's first answer; both 0 where the text was cut before it."""
     starts, ends = [], []
     for row, value in enumerate(answers):
         first, last = 0, 0
-        if answer := _first_answer(task, value):
-            begin = answer[1]
-            end = begin + len(answer[0])
+        if answer := _first_answer(task, contexts[row], value):
+            begin, end = answer
             context = [part == 1 for part in encoded.sequence_ids(row)]
             inside = [
                 token
@@ -282,23 +296,24 @@ def _spans(task: Task, encoded: Any, answers: list[Any]) -> Columns:
     return {"start_positions": starts, "end_positions": ends}
 
 
-def _first_answer(task: Task, value: Any) -> tuple[str, int] | None:
-    """The text of a row's first answer and where it begins in the context; none where there is no answer.
+def _first_answer(task: Task, context: str, value: Any) -> tuple[int, int] | None:
+    """Where a row's first answer begins and ends in its context; none where there is no answer.
 
     Raises:
-        UserError: For what is not written as SQuAD writes it.
+        UserError: For what is not written as SQuAD writes it, or does not stand where it says.
     """
     try:
         texts, starts = value["text"], value["answer_start"]
         if len(texts) == len(starts) == 0:
             return None
-        if isinstance(texts[0], str) and isinstance(starts[0], int):
-            return texts[0], starts[0]
+        begin, end = starts[0], starts[0] + len(texts[0])
+        if context[begin:end] == texts[0]:
+            return begin, end
     except (TypeError, KeyError, IndexError):
         pass
     raise UserError(
         f"{task.name}: {value!r} in column {task.label!r} is no answer; expected the lists `text` and "
-        "`answer_start`, both empty where there is none"
+        "`answer_start`, the place of the text in its context, both empty where there is no answer"
     )
 
 

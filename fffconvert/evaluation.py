@@ -80,8 +80,8 @@ class Scores:
 
 
 def value_kept(student: float, removed: float, teacher: float) -> float | None:
-    """The FFN's value that a student keeps: 0 for no FFN, 1 for the teacher; none where they are equal."""
-    return (student - removed) / (teacher - removed) if teacher != removed else None
+    """The FFN's value that a student keeps: 0 for no FFN, 1 for the teacher; none where the FFN has no value."""
+    return (student - removed) / (teacher - removed) if teacher > removed else None
 
 
 def require_retention(retention: float | None, least: float | None, report: Path | None) -> None:

@@ -50,7 +50,7 @@ class Push:
     url: str | None
 
 
-def push(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = False) -> Push:
+def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bool = False) -> Push:
     """Uploads a converted model in one commit; makes the repository if it is not there.
 
     Pushing the same folder again changes nothing.
@@ -65,6 +65,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = F
         UserError: For a folder without a converted model, a name that no repository can have, or a Hub
             that refuses or cannot be reached.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected one that fffconvert wrote")
     if not is_converted(load_config(str(folder))):
@@ -80,6 +81,8 @@ def push(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = F
         for path in sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)})
         if path.is_file()
     }
+    if not any(name.endswith(".safetensors") for name in files):
+        raise UserError(f"{folder} holds no weights; expected model.safetensors beside its config.json")
     if dry_run:
         return Push(repo_id, files, None)
     api = HfApi()

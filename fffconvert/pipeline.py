@@ -29,7 +29,7 @@ from fffconvert.checkpoint import (
     refuse_existing,
     save,
 )
-from fffconvert.conversion import build, check_leaves
+from fffconvert.conversion import build, check_tree
 from fffconvert.data import Data, asked_for, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
@@ -67,9 +67,9 @@ class Result:
 
 def run(
     recipe: Recipe,
-    output: Path,
+    output: Path | str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     resume: bool = False,
     log_with: str | None = None,
 ) -> Result:
@@ -85,6 +85,7 @@ def run(
     Raises:
         UserError: For anything that is wrong with the recipe, its model, its data or the folders.
     """
+    output, data_dir = Path(output), Path(data_dir) if data_dir is not None else None
     work = open_work(recipe, output, resume)
     try:
         return run_stages(recipe, output, work, data_dir, log_with)
@@ -173,7 +174,7 @@ def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded
 
 def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path | None) -> Data:
     """What a recipe trains and evaluates on, as the model called `name` takes it; its head may be still to make."""
-    check_leaves(recipe.tree, recipe.init, recipe.calibration_tokens)
+    check_tree(recipe.tree, recipe.init, recipe.calibration_tokens)
     asked = asked_for(recipe.task, recipe.text, recipe.data)
     config = load_config(name)
     if not new_head:

@@ -150,7 +150,7 @@ class Recipe:
         return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
 
 
-def load_recipe(file: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+def load_recipe(file: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
@@ -160,6 +160,7 @@ def load_recipe(file: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises:
         UserError: For a file that cannot be read, an unknown or missing key, or a value of the wrong kind.
     """
+    file = Path(file)
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

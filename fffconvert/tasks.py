@@ -10,6 +10,7 @@ from typing import Literal
 
 from transformers import PreTrainedConfig
 
+from fffconvert.display import say
 from fffconvert.errors import UserError
 
 Kind = Literal[
@@ -169,10 +170,15 @@ def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
     ours = tuple(label.lower() for label in labels_of(config))
     if ours != task.labels and sorted(ours) == sorted(task.labels):
         raise UserError(
-            f"{name} orders its labels {', '.join(ours)}; task {task.name} expects {', '.join(task.labels)}"
+            f"{name} orders its labels {', '.join(ours)}; task {task.name} expects {', '.join(task.labels)}. "
+            "As --data the same rows go by the names of their labels"
         )
     if config.num_labels != task.n_outputs:
         raise UserError(
             f"{name} has {config.num_labels} outputs; task {task.name} expects {task.n_outputs}. "
             f"Is it fine-tuned for another task?"
+        )
+    if task.labels and ours != task.labels and not any(label.startswith("label_") for label in ours):
+        say(
+            f"The outputs of {name}, {', '.join(ours)}, are taken for {', '.join(task.labels)}, in that order"
         )

@@ -509,6 +509,9 @@ def test_a_task_that_does_not_fit_the_head(
     assert "task 'sst3' is unknown" in fail("evaluate", dense, "--task", "sst3", *data)
     assert "has 2 outputs; task mnli expects 3" in fail("evaluate", dense, "--task", "mnli", *data)
     assert "has 2 outputs; task stsb expects 1" in fail("evaluate", dense, "--task", "stsb", *data)
+    named = tiny_config(id2label={0: "bad", 1: "good"})
+    result = call("evaluate", folder_of(BertForSequenceClassification(named), "n"), "--task", "sst2", *data)
+    assert "bad, good, are taken for negative, positive, in that order" in " ".join(result.stderr.split())
     for model in (encoder, masked):
         assert "expects a ...ForSequenceClassification" in fail("evaluate", model, "--task", "sst2", *data)
     assert "task and text are named" in fail("evaluate", dense, "--task", "sst2", "--text", text)

@@ -127,6 +127,13 @@ def test_a_linear_fit_knows_what_errors_cost(
     assert all(ours is theirs for ours, theirs in zip(given, expected, strict=True))
 
 
+def test_a_start_that_is_none_is_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UserError, match="init is 'kmeans'; expected one of inputs, neurons, random"):
+        converted(classifier, tokenizer, init="kmeans")  # type: ignore[arg-type]
+
+
 def test_removed_is_no_better_than_the_mean(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:

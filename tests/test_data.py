@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import PreTrainedTokenizerFast
 
 import fffconvert.data
+from fffconvert import encoding
 from fffconvert.data import (
     asked_for,
     load_source,
@@ -25,7 +26,7 @@ from fffconvert.data import (
 from fffconvert.encoding import IGNORED
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
-from fffconvert.tasks import TASKS
+from fffconvert.tasks import TASKS, Task
 
 HEADS = {
     "classification": "BertForSequenceClassification",
@@ -182,6 +183,7 @@ def test_no_hub_is_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
         ("empty.csv", r"empty.csv could not be read \(it is empty\); expected a line with the names of"),
         ("empty.jsonl", r"empty.jsonl could not be read \(it is empty\); expected one object for each"),
         ("semicolons.csv", "semicolons.csv has semicolons between its columns; expected commas, or tabs"),
+        ("bars.csv", "bars.csv has bars between its columns; expected commas, or tabs"),
         ("empty", "empty could not be read"),
     ],
 )
@@ -193,7 +195,8 @@ def test_data_that_is_not_there(
         Path(name).write_text("{ no", encoding="utf-8")
     for name in ("empty.csv", "empty.jsonl"):
         Path(name).touch()
-    Path("semicolons.csv").write_text("text;label\ngood;1\n", encoding="utf-8")
+    Path("semicolons.csv").write_text("text;label\ngood, really;1\n", encoding="utf-8")
+    Path("bars.csv").write_text("text|label\ngood, really|1\n", encoding="utf-8")
     Path("empty").mkdir()
     with pytest.raises(UserError, match=message) as error:
         load_source(DataSource(path))
@@ -282,6 +285,42 @@ def test_only_an_empty_cell_of_a_csv_file_has_nothing_in_it(
     assert data.texts == ["N/A", "null"]
 
 
+def test_a_column_without_any_label_is_none(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for("classification")
+    for blank in (-1, None):
+        source = write_jsonl(tmp_path / "own.jsonl", {"text": ["good", "bad"], "label": [blank] * 2})
+        task, _ = read_validations(source, tokenizer, config)
+        assert task.label is None
+        assert "so the teacher is the judge" in " ".join(capsys.readouterr().err.split())
+        with pytest.raises(UserError, match=f"{blank} in column 'label' is no label"):
+            read_validations(replace(source, label="label"), tokenizer, config)
+
+
+def test_a_split_without_labels_is_not_judged(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = Dataset.from_dict(reviews(6))
+    splits = DatasetDict(train=rows, validation=rows.remove_columns("sentiment"))
+    splits.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="split 'validation' has no column 'sentiment'; it has id, review"):
+        read_data(DataSource(str(tmp_path / "saved")), tokenizer, None, held_out=2)
+
+
+def test_numbers_are_said_to_be_taken_for_classes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for("classification", id2label={0: "bad", 1: "good"})
+    encoded_labels(tmp_path, tokenizer, config, [1, 0])
+    assert "0 = bad, 1 = good" in " ".join(capsys.readouterr().err.split())
+    encoded_labels(tmp_path, tokenizer, config, ["good", "bad"])
+    assert "bad, good" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_table_is_no_text_file() -> None:
+    with pytest.raises(UserError, match=r"reviews.csv is no text file but a table; give it as --data"):
+        asked_for(None, "reviews.csv", None)
+
+
 def test_a_text_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("good\n", encoding="utf-8-sig")
     assert list(read_lines(tmp_path / "own.txt")) == ["good"]
@@ -366,7 +405,7 @@ def test_labels_of_a_model_that_is_there(tmp_path: Path, tokenizer: PreTrainedTo
     assert encoded_labels(tmp_path, tokenizer, config, ["2", "0", "1"]) == [2, 0, 1]
     assert encoded_labels(tmp_path, tokenizer, config, [2.0, 0.0, 1.0]) == [2, 0, 1]
     assert encoded_labels(tmp_path, tokenizer, config, [True, False]) == [1, 0]
-    for wrong in (["dreadful"], [3], [-1], [None], [0.5], ["3"]):
+    for wrong in (["dreadful"], [3], [-1, 0], [None, 0], [0.5], ["3"]):
         with pytest.raises(UserError, match=r"in column 'label' is no label; expected one of Positive, NEG"):
             encoded_labels(tmp_path, tokenizer, config, wrong)
 
@@ -500,6 +539,19 @@ def test_an_encoder_reads_text_alone(tmp_path: Path, tokenizer: PreTrainedTokeni
     task, validations = read_validations(source, tokenizer, config_for("embedding"))
     assert (task.kind, task.label) == ("embedding", None)
     assert "labels" not in validations["own.jsonl"].column_names
+    with pytest.raises(UserError, match=r"needs no labels \(embedding\); leave out --label-column id"):
+        read_validations(replace(source, label="id"), tokenizer, config_for("embedding"))
+
+
+def test_an_encoder_reads_each_text_of_a_pair_by_itself(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    pairs = {"sentence1": sentences(4), "sentence2": sentences(4, seed=1)}
+    source, alone = write_jsonl(tmp_path / "own.jsonl", pairs), [*pairs["sentence1"], *pairs["sentence2"]]
+    data = read_data(source, tokenizer, config_for("embedding"))
+    assert data.texts == list(read_texts(source, config_for("embedding"))) == alone
+    assert list(data.rows["input_ids"]) == tokenizer(alone)["input_ids"]
+    assert read_texts(source, config_for("classification"))[0] == (alone[0], alone[4])
 
 
 # ---- Tokens
@@ -525,6 +577,13 @@ def test_tags_stand_at_the_first_token_of_a_word(tmp_path: Path, tokenizer: PreT
 
     short = read_data(source, tokenizer, None, max_length=4).rows["labels"]
     assert short[0] == [no, o, b, no]
+
+
+def test_a_space_that_is_a_token_is_the_next_words() -> None:
+    task = Task("own", ("words",), ("O", "B-X"), kind="tokens", label="tags")
+    offsets = [[(0, 0), (0, 1), (1, 2), (2, 4), (4, 7), (0, 0)]]  # ["a", " ", "bc", " de"]
+    tags = encoding._tags(task, offsets, [["a", "bc", "de"]], [[0, 1, 0]], int)
+    assert tags == [[IGNORED, 0, 1, IGNORED, 0, IGNORED]]
 
 
 def test_words_and_tags_of_a_csv_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -564,6 +623,7 @@ def test_answers_are_found_in_the_context(tmp_path: Path, tokenizer: PreTrainedT
         None,
         {"text": "good", "answer_start": 18},
         {"text": ["good"]},
+        {"text": ["good"], "answer_start": [17]},
         [{"text": "good", "answer_start": 18}],
         "good",
     ],
@@ -572,10 +632,25 @@ def test_answers_are_found_in_the_context(tmp_path: Path, tokenizer: PreTrainedT
 def test_answers_that_are_none_are_refused(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, answer: Any
 ) -> None:
-    columns = {"question": ["saw"], "context": ["the film was very good"], "answers": [answer]}
+    answers = [{"text": ["good"], "answer_start": [18]}, answer]
+    columns = {"question": ["saw"] * 2, "context": ["the film was very good"] * 2, "answers": answers}
     source = write_jsonl(tmp_path / "own.jsonl", columns)
     with pytest.raises(UserError, match="in column 'answers' is no answer; expected the lists `text` and"):
         read_data(replace(source, label="answers"), tokenizer, config_for("question"))
+
+
+def test_answers_that_are_cut_off_are_counted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [{"text": ["good"], "answer_start": [18]}, {"text": [], "answer_start": []}]
+    columns = {"question": ["saw"] * 2, "context": ["the film was very good"] * 2, "answers": answers}
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    read_data(source, tokenizer, None)
+    assert "answers end past" not in capsys.readouterr().err
+    read_data(source, tokenizer, None, max_length=7)
+    assert "1 of 1 answers end past token 7 and count as no answer" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_masks(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -34,6 +34,7 @@ def test_value_kept():
     assert value_kept(0.8, 0.6, 1.0) == pytest.approx(0.5)
     assert value_kept(0.5, 0.6, 1.0) == pytest.approx(-0.25)
     assert value_kept(0.8, 0.9, 0.9) is None
+    assert value_kept(0.8, 0.95, 0.9) is None  # an FFN that is worth less than nothing
 
 
 def test_retention_has_no_meaning_without_a_teacher_or_where_it_is_no_good():

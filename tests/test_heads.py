@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,24 @@ import torch
 import transformers
 from click.testing import CliRunner, Result
 from conftest import sentences, tiny_config
-from transformers import AutoTokenizer, BertForMaskedLM, BertModel, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from fffconvert import checkpoint
-from fffconvert.checkpoint import give_head
+from fffconvert.checkpoint import give_head, load_for_task
 from fffconvert.cli import main
 from fffconvert.data import read_data, read_validations
 from fffconvert.distillation import distillation_loss
 from fffconvert.errors import UserError
 from fffconvert.evaluation import LONGEST_ANSWER, Judge, evaluate, spans
 from fffconvert.recipe import DataSource
-from fffconvert.tasks import TASKS, Task, kind_of
+from fffconvert.tasks import TASKS, Task, kind_of, labels_of
 
 TEXTS = sentences(32)
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -63,6 +71,27 @@ def test_a_new_head_forgets_what_the_old_one_answered() -> None:
     nomic = tiny_config("nomic_bert")
     with pytest.raises(UserError, match=r"nomic_bert has no AutoModelForQuestionAnswering in transformers"):
         give_head(nomic, Task("own", ("question", "context"), kind="question"))
+
+
+def test_a_head_keeps_its_rows_where_labels_stand_in_another_order(
+    folder_of: Callable[..., str], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    names = {0: "CONTRADICTION", 1: "neutral", 2: "entailment"}
+    model = BertForSequenceClassification(tiny_config(id2label=names)).eval()
+    loaded = load_for_task(folder_of(model), TASKS["mnli"], seed=0)
+    inputs = tokenizer(["a good film"], return_tensors="pt")
+    with torch.no_grad():
+        expected, found = (each(**inputs).logits[0] for each in (model, loaded.model))
+    assert labels_of(loaded.model.config) == TASKS["mnli"].labels
+    torch.testing.assert_close(found, expected.flip(0))
+
+
+def test_a_head_keeps_its_names_where_the_data_has_numbers() -> None:
+    own = Task("own", ("text",), ("0", "1"))
+    for names in (("bad", "good"), ("LABEL_0", "LABEL_1")):
+        config = tiny_config(id2label=dict(enumerate(names)))
+        give_head(config, own)
+        assert labels_of(config) == (names if names[0] == "bad" else own.labels)
 
 
 def run(*arguments: object) -> Result:

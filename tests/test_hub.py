@@ -123,12 +123,19 @@ def test_name_that_no_repository_can_have_is_refused(name: str, hub: Hub, folder
 
 
 def test_folder_without_a_converted_model_is_refused(
-    hub: Hub, classifier: BertForSequenceClassification, folder_of: Callable[..., str], tmp_path: Path
+    hub: Hub,
+    folder: Path,
+    classifier: BertForSequenceClassification,
+    folder_of: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(UserError, match="does not hold a converted model"):
         push(Path(folder_of(classifier)), "user/name")
     with pytest.raises(UserError, match="user/name is no folder; expected one that fffconvert wrote"):
         push(Path("user/name"), "user/name")  # which the Hub may have
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no weights; expected model\.safetensors"):
+        push(folder, "user/name", dry_run=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no config\.json"):
         push(tmp_path / "empty", "user/name")
