@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fffconvert import display
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference, status
-from fffconvert.latency import Run, Timing, machine_name, runs_of_layer, time_row
+from fffconvert.latency import Run, Timing, machine_name, runs_of, time_row, with_reference
 from fffconvert.tables import show_timings
 from fffconvert.tree import TreeShape
 
@@ -108,13 +108,15 @@ def measure(name: str, seconds: float, rate: float) -> list[Timing]:
         return []
     dense, fff = build(case)
     title = f"{name}: d_model {case.d_model}, dense {case.n_neurons}, {case.shape}, {case.dtype}"
-    rows = []
+    rows, absent = [], dict[str, str]()
     for n_tokens in case.tokens:
         x = torch.randn(n_tokens, case.d_model).to(case.dtype)
         with torch.inference_mode():
-            runs = runs_of_layer(dense, fff, x, others=True)
+            runs = runs_of(with_reference(dense, fff), x, ("dense",), absent)
             rows.append(time_row("layer", str(n_tokens), threads, runs, seconds))
     show_timings(f"{title}, threads: {threads}", to_dicts(rows), 1000)
+    for each, reason in absent.items():
+        display.say(f"{each} was not timed: {reason}")
     cost = 2 * case.d_model * case.shape.active_neurons  # multiplications per token
     shares = [f"{int(row.size) * cost / row.medians['converted'] / rate:.0%}" for row in rows]
     display.say(

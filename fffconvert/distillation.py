@@ -30,7 +30,7 @@ def finetune(
     checkpoints: Path | None = None,
     log_with: str | None = None,
 ) -> None:
-    """Trains a model with a head on labelled rows, in place, to make a teacher.
+    """Trains a model with a head on labelled rows, in place, to make a teacher: float32, on the CPU when it is done.
 
     Args:
         model: A model whose forward computes a loss from `labels`.
@@ -76,6 +76,7 @@ def distill(
 ) -> None:
     """Trains a student, in place, to give the teacher's logits and hidden states. Labels are not used.
 
+    It is float32 and on the CPU when it is done, and PyTorch's generators are seeded anew.
     Dropout stays off: the teacher is a fixed function, and noise in the student only hides how far it is.
 
     Args:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -20,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from fffconvert import onnx
 from fffconvert.calibration import evaluating, listening
 from fffconvert.display import track
-from fffconvert.errors import UserError
+from fffconvert.errors import UserError, first_line
 from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, reference
@@ -29,6 +30,7 @@ from fffconvert.quantization import quantize
 from fffconvert.tree import REMOVED, TreeShape
 
 Run = Callable[[], object]
+Layer = Callable[[Tensor], object]
 
 COMPILED = ("dense", "converted")  # the models that are also timed under `torch.compile`
 LAYER_TOKENS = (1, 16, 128)
@@ -126,15 +128,17 @@ def benchmark(
             ids = random_ids(model.config, 2, 16)
             in_onnx, absent = onnx.prepare(dense, model, ids, Path(folder))
         stack.enter_context(torch.inference_mode())
+        layers = middle_layers(model, dense, family)
         layer_inputs = inputs_of_middle_layer(model, family, max(layer_tokens, default=1))
         for threads, size in track(settings, "Measuring latency"):
             with using_threads(threads):
                 if isinstance(size, int):
-                    runs = layer_runs(model, dense, family, layer_inputs[:size], others)
+                    also = ("dense",) if others else ()
+                    runs = runs_of(layers, layer_inputs[:size], also, absent)
                     rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
                     continue
                 ids = random_ids(model.config, *size)
-                runs = model_runs(models, ids, others)
+                runs = runs_of(models, ids, COMPILED if others else (), absent)
                 runs |= {name: onnx.run(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
     return Latency(machine_name(), rows, absent)
@@ -193,10 +197,8 @@ def inputs_of_middle_layer(model: PreTrainedModel, family: Family, n_tokens: int
     return heard[len(heard) // 2].flatten(0, 1)[:n_tokens]  # the middle use, where layers share one FFN
 
 
-def layer_runs(
-    model: PreTrainedModel, dense: PreTrainedModel, family: Family, x: Tensor, others: bool
-) -> dict[str, Run]:
-    """The dense FFN and the FFF in the middle of the model, ready to be timed on `x` `(n_tokens, d_model)`."""
+def middle_layers(model: PreTrainedModel, dense: PreTrainedModel, family: Family) -> dict[str, Layer]:
+    """The dense FFN and the FFF in the middle of the model, and the reference."""
     layers = layers_of(dense, family)
     middle = len(layers) // 2
     up, down, place = (layers[middle].get_submodule(path) for path in (family.up, family.down, family.place))
@@ -206,37 +208,36 @@ def layer_runs(
         return down(activation(up(x)))
 
     whole = dense_layer if family.bypassed else place  # nothing is bypassed where the place is the whole FFN
-    return runs_of_layer(whole, cast(FFF, ffn_inputs_of(model, family)[middle]), x, others)
+    return with_reference(whole, cast(FFF, ffn_inputs_of(model, family)[middle]))
 
 
-def runs_of_layer(dense: Callable[[Tensor], Tensor], fff: FFF, x: Tensor, others: bool) -> dict[str, Run]:
-    """A dense FFN and an FFF, ready to be timed on `x` `(n_tokens, d_model)`."""
-    runs: dict[str, Run] = {
-        "dense": lambda: dense(x),
-        "converted": lambda: fff(x),
-        "reference": lambda: reference.fff_forward(x, fff.weights, fff.activation),
-    }
-    if others:
-        runs["dense compiled"] = compiled(dense, x)
-    return runs
+def with_reference(dense: Layer, fff: FFF) -> dict[str, Layer]:
+    """A dense FFN and an FFF by name, and the same FFF in plain PyTorch."""
+
+    def plain(x: Tensor) -> Tensor:
+        return reference.fff_forward(x, fff.weights, fff.activation)
+
+    return {"dense": dense, "converted": fff, "reference": plain}
 
 
-def model_runs(models: dict[str, PreTrainedModel], ids: Tensor, others: bool) -> dict[str, Run]:
-    """Whole models, some with `others` compiled as well, ready to be timed on `ids` `(batch, length)`."""
-    runs: dict[str, Run] = {name: _call(model, ids) for name, model in models.items()}
-    if others:
-        runs |= {f"{name} compiled": compiled(models[name], ids) for name in COMPILED}
-    return runs
+def runs_of(
+    functions: Mapping[str, Layer], x: Tensor, also_compiled: Sequence[str], absent: dict[str, str]
+) -> dict[str, Run]:
+    """Functions, some of them compiled as well, ready to be timed on `x`: `(n_tokens, d_model)` or token ids.
 
-
-def compiled(function: Callable[..., object], x: Tensor) -> Run:
-    """Compiles for `x` and the present number of threads, without a graph break."""
+    What cannot be compiled is left out, and `absent` says why.
+    """
+    runs: dict[str, Run] = {name: partial(function, x) for name, function in functions.items()}
     torch._dynamo.reset()  # each size and each number of threads is compiled for itself, past no limit
-    return _call(torch.compile(function, fullgraph=True, dynamic=False), x)
-
-
-def _call(function: Callable[..., object], x: Tensor) -> Run:
-    return lambda: function(x)
+    for name in also_compiled:
+        run = partial(torch.compile(functions[name], fullgraph=True, dynamic=False), x)
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 - Dynamo, Inductor and the C++ compiler raise what they like
+            absent[f"{name} compiled"] = f"not compiled: {type(error).__name__} {first_line(error)}"
+        else:
+            runs[f"{name} compiled"] = run
+    return runs
 
 
 # ---- The clock

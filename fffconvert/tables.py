@@ -114,14 +114,16 @@ def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
     """One line for each that was timed, one column for each size; beside it how many times faster than dense."""
     from fffconvert.latency import WIDE_SPREAD
 
-    def cell(row: dict[str, Any], name: str) -> str:
+    def cell(row: dict[str, Any], name: str) -> str | None:
+        if name not in row["medians"]:
+            return None
         median, spread = row["medians"][name], row["spreads"][name]
         if max(spread, row["spreads"]["dense"]) >= WIDE_SPREAD:
             return f"{scale * median:.2g} ± {percent(spread)}"
         return f"{scale * median:.4g} ({row['medians']['dense'] / median:.3g}x)"
 
     columns = ["", *(f"{row['size']} tokens" for row in rows)]
-    names = rows[0]["medians"]
+    names = dict.fromkeys(name for row in rows for name in row["medians"])
     display.table(title, columns, [(name, *(cell(row, name) for row in rows)) for name in names])
 
 

@@ -582,6 +582,14 @@ def test_naming_what_is_not_there(no_compiler: pytest.MonkeyPatch) -> None:
         kernels.fff_forward(tokens(5, d_model), make(d_model, shape), "gelu")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_naming_the_gpus_kernel_where_there_is_none(undecided: pytest.MonkeyPatch) -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    undecided.setenv(kernels.VARIABLE, "gpu")
+    with pytest.raises(UserError, match="the GPU kernel cannot serve"):
+        kernels.fff_forward(tokens(5, d_model), make(d_model, shape), "gelu")
+
+
 def test_misspelt_name(undecided: pytest.MonkeyPatch) -> None:
     d_model, shape = SHAPES["usual_odd"]
     undecided.setenv(kernels.VARIABLE, "cuda")

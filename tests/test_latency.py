@@ -34,7 +34,7 @@ def student(classifier, tokenizer, texts):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Leaves the compiler out: what it gives has a test of its own."""
-    monkeypatch.setattr(latency, "compiled", latency._call)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
 def measure(model, dense=None, **changes):
@@ -73,6 +73,22 @@ def test_without_onnxruntime_the_reason_stands_in_the_report(student, monkeypatc
     assert found.absent.keys() == set(onnx.NAMES)
     assert "onnxruntime not installed; pip install 'fffconvert[onnx]'" in found.absent["ONNX Runtime"]
     assert found.rows[1].medians.keys() == MODEL | COMPILED
+    assert "dense compiled" in found.rows[0].medians
+
+
+def test_what_cannot_be_compiled_has_a_reason(student, monkeypatch, capsys):
+    def compile_all_but_whole_models(function, **_):
+        def fail(_x):
+            raise RuntimeError("no way.\nReally")
+
+        return fail if hasattr(function, "config") else function
+
+    monkeypatch.setattr(torch, "compile", compile_all_but_whole_models)
+    monkeypatch.setattr(onnx, "missing", lambda: "not here")
+    found = measure(student, sizes=((1, 4),), layer_tokens=(3,), others=True)
+    assert found.absent.keys() == COMPILED | set(onnx.NAMES)
+    assert found.absent["converted compiled"] == "not compiled: RuntimeError no way"
+    assert found.rows[1].medians.keys() == MODEL
     assert "dense compiled" in found.rows[0].medians
 
 

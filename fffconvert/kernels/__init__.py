@@ -73,6 +73,7 @@ def _uses_cpu_kernel() -> bool:
     global _decided
     if _decided is None:
         wanted = _wanted()
+        _uses_gpu_kernel()  # which refuses where it is named and cannot serve, whatever device this tensor is on
         _decided = wanted != "reference" and _cpu_kernel().available
         if wanted == "cpu" and not _decided:
             raise UserError(f"{VARIABLE}=cpu, but the CPU kernel cannot serve: {_cpu_kernel().reason}")
