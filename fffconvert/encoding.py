@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -146,15 +147,37 @@ def tokenized(
 
 
 def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
-    """What turns a label as it stands in a column into what the model's loss takes.
+    """What turns a label as it stands in a column into what the model's loss takes."""
+    if task.kind == "regression":
+        return partial(number_in, task)
+    one = class_coder(task, rows)
+    return several_coder(task, rows, one) if task.kind == "multi-label" else one
 
-    A class may be given by its name, whatever its case, or by its number; by numbers where no label is a name.
-    Several may also be given as a 0 or 1 for each (see `multi_hot`).
+
+def number_in(task: Task, value: Any) -> float:
+    """A label that is a number, also where it stands as text.
+
+    Raises:
+        UserError: For anything else.
+    """
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = np.nan
+    if not np.isfinite(found):
+        raise UserError(
+            f"{task.name}: {value!r} in column {task.label!r} is no number; the model's head gives one"
+        )
+    return found
+
+
+def class_coder(task: Task, rows: Dataset) -> Callable[[Any], int]:
+    """What turns a class into its number.
+
+    It may be given by its name, whatever its case, or by its number; by numbers where no label is a name.
     """
     numbers = {name.lower(): number for number, name in enumerate(task.labels)}
-    feature = rows.features[task.label] if task.label else None
-    names = class_names(feature) or []
-    hot = multi_hot(rows, task.label) if task.label and task.kind == "multi-label" else 0
+    names = (class_names(rows.features[task.label]) if task.label else None) or []
 
     def named(value: Any) -> Any:
         if names and isinstance(value, int) and 0 <= value < len(names):
@@ -162,10 +185,8 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
         return value if isinstance(value, bool) else whole(value)
 
     given = rows[task.label] if task.label and numbers else ()
-    found = {
-        str(named(value)).lower() for row in given for value in labels_in(task.kind, row) if value is not None
-    }
-    by_name = not found.isdisjoint(numbers)
+    labels = (value for row in given for value in labels_in(task.kind, row) if value is not None)
+    by_name = not numbers.keys().isdisjoint({str(named(value)).lower() for value in labels})
 
     def one(value: Any) -> int:
         known = numbers.get(str(named(value)).lower()) if value is not None else None
@@ -179,6 +200,13 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
             f"{', '.join(task.labels)}" + ("" if by_name else ", or its number from 0")
         )
 
+    return one
+
+
+def several_coder(task: Task, rows: Dataset, one: Callable[[Any], int]) -> Callable[[Any], list[float]]:
+    """What turns a row's classes into a 0 or 1 for each, which they may be already (see `multi_hot`)."""
+    hot = multi_hot(rows, task.label) if task.label else 0
+
     def several(values: Any) -> list[float]:
         if hot == len(task.labels):
             return [float(value) for value in values]
@@ -190,18 +218,7 @@ def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
             )
         return [float(number in chosen) for number in range(len(task.labels))]
 
-    def number(value: Any) -> float:
-        try:
-            found = float(value)
-        except (TypeError, ValueError):
-            found = np.nan
-        if not np.isfinite(found):
-            raise UserError(
-                f"{task.name}: {value!r} in column {task.label!r} is no number; the model's head gives one"
-            )
-        return found
-
-    return {"regression": number, "multi-label": several}.get(task.kind, one)
+    return several
 
 
 def whole(value: Any) -> Any:

@@ -26,7 +26,7 @@ from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.modeling import dense_neurons, is_converted, shape_of
 from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
-from fffconvert.training import Batch, batches_of, make_accelerator, moved, process_state
+from fffconvert.training import Batch, loader_of, make_accelerator, moved, process_state
 
 BATCH_SIZE = 64
 BATCH_SIZE_OF_WORDS = 8  # of models that give a number for each word of their vocabulary at each place
@@ -381,7 +381,7 @@ def forward_all(
     size = -(-most // accelerator.num_processes) * accelerator.num_processes
     by_length = np.argsort(rows["length"], kind="stable")[::-1]  # little padding, and the longest batch first
     sampler = BatchSampler(SequentialSampler(rows), size, drop_last=False)
-    loader = accelerator.prepare_data_loader(batches_of(rows.select(by_length), tokenizer, sampler))
+    loader = accelerator.prepare_data_loader(loader_of(rows.select(by_length), tokenizer, sampler))
     found: list[NDArray[Any]] = []
     with (
         evaluating(model),

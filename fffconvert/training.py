@@ -32,6 +32,8 @@ from accelerate.utils import (
 from datasets import Dataset, List
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import (
     DataCollatorForTokenClassification,
@@ -126,17 +128,24 @@ def check_tracker(name: str) -> None:
         raise UserError(f"tracker {name!r} is not installed; install its package or leave it out")
 
 
-def batches_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, sampler: BatchSampler) -> DataLoader[Batch]:
+def loader_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batches: BatchSampler) -> DataLoader[Batch]:
     """Padded batches of tokenized rows; labels of tokens, which are whole numbers in a list, are padded too."""
     labels = rows.features.get("labels")
     per_token = isinstance(labels, List) and "int" in labels.feature.dtype
     collate = DataCollatorForTokenClassification if per_token else DataCollatorWithPadding
     return DataLoader(
         rows.remove_columns("length"),
-        batch_sampler=sampler,
+        batch_sampler=batches,
         collate_fn=collate(tokenizer),
         generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from dropout's
     )
+
+
+def optimizer_of(model: nn.Module, settings: Training, n_steps: int) -> tuple[Optimizer, LRScheduler]:
+    """AdamW, and its rate over the steps: up to the peak, then linearly down to 0."""
+    groups = parameter_groups(model, settings.learning_rate)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    return optimizer, get_scheduler("linear", optimizer, int(settings.warmup * n_steps), n_steps)
 
 
 def train(
@@ -186,14 +195,9 @@ def train(
     batches = BatchSampler(sampler, settings.batch_size, drop_last=len(rows) >= settings.batch_size)
     steps_per_epoch = -(-len(batches) // settings.gradient_accumulation)
     n_steps = settings.epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.learning_rate),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    schedule = get_scheduler("linear", optimizer, int(settings.warmup * n_steps), n_steps)
+    optimizer, schedule = optimizer_of(model, settings, n_steps)
     wrapped, optimizer, schedule, loader = accelerator.prepare(
-        model, optimizer, schedule, batches_of(rows, tokenizer, batches)
+        model, optimizer, schedule, loader_of(rows, tokenizer, batches)
     )
     wrapped.train(dropout)
     described = describe(settings, seed, rows, model, teacher) if checkpoints else {}
