@@ -221,7 +221,7 @@ def run(
     type=click.IntRange(1),
     default=CALIBRATION_TOKENS,
     show_default=True,
-    help="Tokens of it to use.",
+    help="Tokens of it to use; more make better trees, and take memory.",
 )
 @option_seed
 @click.option("--int8", is_flag=True, help="Store the attention's projections in int8; not for training.")

@@ -7,6 +7,7 @@ splits. One's own data is whatever `datasets` reads: a file, a folder, or a data
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -481,9 +482,8 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
             raise UserError(
                 f"column {label!r} has {len(found)} label{'s' * (len(found) != 1)}; expected two or more"
             )
-        if alike := sorted(
-            name for name in found if [each.lower() for each in found].count(name.lower()) > 1
-        ):
+        times = Counter(name.lower() for name in found)
+        if alike := sorted(name for name in found if times[name.lower()] > 1):
             raise UserError(
                 f"column {label!r} has labels that differ in their case alone: {_some(alike)}; expected one spelling"
             )
@@ -505,11 +505,10 @@ def say_what_was_chosen(task: Task, rows: Dataset, labelled: bool) -> None:
     missing = "no column of labels (--label-column names one), so the teacher is the judge"
     labels = f"labels from {task.label!r}" if task.label else missing if labelled else "no labels"
     by_number = task.label is not None and isinstance(next(iter(rows[task.label]), None), int | float)
-    classes = (
-        f": {_some([f'{n} = {name}' for n, name in enumerate(task.labels)] if by_number else task.labels)}"
-    )
+    names = [f"{number} = {name}" for number, name in enumerate(task.labels)] if by_number else task.labels
+    classes = f": {_some(names)}" if names else ""
     columns = " and ".join(repr(column) for column in task.columns)
-    say(f"{task.name}: text from {columns}, {labels} ({task.kind}{classes if task.labels else ''})")
+    say(f"{task.name}: text from {columns}, {labels} ({task.kind}{classes})")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ token, and `IGNORED` where none counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -137,13 +137,18 @@ def tokenized(
     shown = track(parts, "Tokenizing") if len(parts) > 1 else parts
     made = concatenate_datasets([encode_part(number, part) for number, part in enumerate(shown)])
     if "end_positions" in made.column_names:
-        n_answers = sum(bool(answer["text"]) for answer in rows[task.label])
-        if n_cut := n_answers - sum(end > 0 for end in made["end_positions"]):
-            say(
-                f"{task.name}: {n_cut} of {n_answers} answers end past token {max_length} and count as no answer; "
-                "a larger --max-length reads further"
-            )
+        say_what_was_cut(task, rows[task.label], made["end_positions"], max_length)
     return made
+
+
+def say_what_was_cut(task: Task, answers: Sequence[Any], ends: Sequence[int], max_length: int) -> None:
+    """One line about the answers that were cut off."""
+    n_answers = sum(bool(answer["text"]) for answer in answers)
+    if n_cut := n_answers - sum(end > 0 for end in ends):
+        say(
+            f"{task.name}: {n_cut} of {n_answers} answers end past token {max_length} and count as no answer; "
+            "a larger --max-length reads further"
+        )
 
 
 def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
