@@ -325,7 +325,7 @@ def quantize(model: str, output: Path, json_file: Path | None) -> None:
 
 
 def fit_of(model: str) -> dict[str, Any]:
-    """What a report says of the trees themselves, which int8 leaves alone; all else in it is of another model."""
+    """What a report says of how the trees were grown; all else in it is of the model as it was before."""
     from fffconvert import checkpoint
 
     report = checkpoint.read_report(model)
@@ -481,6 +481,7 @@ def distill(
     if modeling.is_converted(dense.model.config):
         raise UserError(f"{teacher} is a converted model; a teacher is dense")
     check_head(None, loaded.model.config, student)
+    grown = fit_of(student)  # read before the training, should it be no JSON
     found = read_data(
         asked,
         loaded.tokenizer,
@@ -503,7 +504,7 @@ def distill(
         log_with=log_with,
         pooling=dense.pooling,
     )
-    checkpoint.save(replace(loaded, name=teacher), output)
+    checkpoint.save(replace(loaded, name=teacher), output, report=grown)
     forget(checkpoints_of(output))
     display.say(f"The distilled model is in {output}")
 

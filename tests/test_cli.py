@@ -211,6 +211,7 @@ def test_the_whole_way_step_by_step(dense: str, glue: Path, tmp_path: Path) -> N
     succeed("distill", student, distilled, "--teacher", teacher, *data, *QUICK)
     moved, still = (AutoModelForSequenceClassification.from_pretrained(p) for p in (distilled, student))
     assert not torch.equal(moved.classifier.weight, still.classifier.weight)
+    assert not list(tmp_path.glob("*.checkpoints"))
 
     file = tmp_path / "scores.json"
     table = succeed("evaluate", distilled, *data, "--teacher", teacher, "--json", file)
@@ -221,6 +222,8 @@ def test_the_whole_way_step_by_step(dense: str, glue: Path, tmp_path: Path) -> N
     assert (scores["active_neurons"], scores["dense_neurons"], scores["share"]) == (3.0, 32, 3 / 32)
     assert scores["retention"] == scores["score"] / scores["teacher_score"]
     assert 0 <= scores["agreement"] <= 1
+    assert (scores["model"], scores["teacher"]) == (str(distilled), str(teacher))
+    assert (scores["rows"], scores["max_length"]) == ({"validation": 37}, 128)
     assert "3 of 32 (9.4%)" in table
 
     file = tmp_path / "latency.json"
@@ -230,7 +233,7 @@ def test_the_whole_way_step_by_step(dense: str, glue: Path, tmp_path: Path) -> N
     assert {"dense", "converted", "FFNs removed"} <= set(measured[-1]["medians"])
 
     file = tmp_path / "info.json"
-    assert "active_neurons" in succeed("info", student, "--json", file)
+    assert "active_neurons" in succeed("info", distilled, "--json", file)
     info = json.loads(file.read_text())
     assert (info["model_type"], info["tree"]["depth"], info["active_neurons"]) == ("fff-bert", 2, 3.0)
     assert info["layers"] == layers
