@@ -23,7 +23,7 @@ from fffconvert import display
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference, status
 from fffconvert.latency import Run, Timing, machine_name, runs_of, time_row, with_reference
-from fffconvert.tables import show_timings
+from fffconvert.tables import show_absent, show_timings
 from fffconvert.tree import TreeShape
 
 
@@ -115,8 +115,7 @@ def measure(name: str, seconds: float, rate: float) -> list[Timing]:
             runs = runs_of(with_reference(dense, fff), x, ("dense",), absent)
             rows.append(time_row("layer", str(n_tokens), threads, runs, seconds))
     show_timings(f"{title}, threads: {threads}", to_dicts(rows), 1000)
-    for each, reason in absent.items():
-        display.say(f"{each} was not timed: {reason}")
+    show_absent(absent)
     cost = 2 * case.d_model * case.shape.active_neurons  # multiplications per token
     shares = [f"{int(row.size) * cost / row.medians['converted'] / rate:.0%}" for row in rows]
     display.say(

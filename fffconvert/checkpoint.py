@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ from fffconvert.errors import UserError, first_line
 from fffconvert.families import family_of, longest_text
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
-from fffconvert.tasks import HEAD_OF, Kind, Task, kind_of, labels_of
+from fffconvert.tasks import HEAD_OF, Kind, Task, kind_of, labels_of, names_labels, reordered
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
@@ -110,11 +110,9 @@ def give_head(config: PreTrainedConfig, task: Task) -> Any:
         UserError: For a head that `transformers` has not for this type of model.
     """
     numbered = task.labels == tuple(str(number) for number in range(len(task.labels)))
-    named = config.num_labels == task.n_outputs and not any(
-        label.startswith("LABEL_") for label in labels_of(config)
-    )
+    keeps_names = numbered and config.num_labels == task.n_outputs and names_labels(config)
     config.num_labels = task.n_outputs
-    if task.labels and not (numbered and named):
+    if task.labels and not keeps_names:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     config.problem_type = PROBLEM_TYPE.get(task.kind)  # what an earlier head left there would decide the loss
@@ -125,12 +123,12 @@ def give_head(config: PreTrainedConfig, task: Task) -> Any:
     return classes[type(config)]
 
 
-def reorder_outputs(model: PreTrainedModel, before: Sequence[str], now: Sequence[str]) -> None:
+def reorder_outputs(model: PreTrainedModel, before: tuple[str, ...], now: tuple[str, ...]) -> None:
     """Puts the outputs of a head that came with its model in the order in which they are named now."""
-    theirs, ours = ([label.lower() for label in labels] for labels in (before, now))
-    if theirs == ours or sorted(theirs) != sorted(ours):
+    if not reordered(before, now):
         return
-    order = [theirs.index(label) for label in ours]
+    place_of = {label.lower(): place for place, label in enumerate(before)}
+    order = [place_of[label.lower()] for label in now]
     encoder = set(model.base_model.parameters())
     with torch.no_grad():
         for parameter in model.parameters():

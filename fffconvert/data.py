@@ -314,10 +314,11 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
     if path.is_file() and suffix == ".txt":
         return Dataset.from_dict({"text": list(read_lines(path))})
     if path.is_file() and reader is not None:
-        # only an empty cell has nothing in it: "None" and "N/A" are texts, or names of classes
-        options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if reader == "csv" else {}
-        if reader == "csv":
-            options["sep"] = separator(path)
+        options: dict[str, Any] = {}
+        if (
+            reader == "csv"
+        ):  # where an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
+            options = {"sep": separator(path), "keep_default_na": False, "na_values": [""]}
         return load_dataset(reader, data_files=str(path), split="train", **options)
     if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
         raise UserError(

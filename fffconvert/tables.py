@@ -102,12 +102,17 @@ def show_latency(latency: dict[str, Any]) -> None:
         for threads in sorted({row["threads"] for row in rows}):
             title = f"One {what} in {unit}, threads: {threads}"
             show_timings(title, [row for row in rows if row["threads"] == threads], scale)
-    for name, reason in latency["absent"].items():
-        display.say(f"{name} was not timed: {reason}")
+    show_absent(latency["absent"])
     if not all(row["steady"] for row in latency["rows"]):
         display.say(
             "The machine was busy: what is marked ± spread means little. Measure again.", style="yellow"
         )
+
+
+def show_absent(absent: dict[str, str]) -> None:
+    """What was not timed, and why."""
+    for name, reason in absent.items():
+        display.say(f"{name} was not timed: {reason}")
 
 
 def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:

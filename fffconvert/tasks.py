@@ -136,6 +136,17 @@ def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
 
 
+def names_labels(config: PreTrainedConfig) -> bool:
+    """Whether a saved model's outputs have names of their own, and not those that `transformers` numbers."""
+    return not any(label.startswith("LABEL_") for label in labels_of(config))
+
+
+def reordered(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    """Whether two lists hold the same labels in another order, whatever their case."""
+    a, b = ([label.lower() for label in labels] for labels in (ours, theirs))
+    return a != b and sorted(a) == sorted(b)
+
+
 def as_asked_of(config: PreTrainedConfig, task: Task) -> Task:
     """The task itself; for an encoder without a head one of pairs and numbers, as STS-B is, by its embeddings."""
     if kind_of(config) == "embedding" and task.kind == "regression" and len(task.columns) == 2:
@@ -168,7 +179,7 @@ def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
             f"Fine-tune one first: fffconvert finetune {name} OUTPUT --task {task.name}"
         )
     ours = tuple(label.lower() for label in labels_of(config))
-    if ours != task.labels and sorted(ours) == sorted(task.labels):
+    if reordered(ours, task.labels):
         raise UserError(
             f"{name} orders its labels {', '.join(ours)}; task {task.name} expects {', '.join(task.labels)}. "
             "As --data the same rows go by the names of their labels"
@@ -178,7 +189,7 @@ def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
             f"{name} has {config.num_labels} outputs; task {task.name} expects {task.n_outputs}. "
             f"Is it fine-tuned for another task?"
         )
-    if task.labels and ours != task.labels and not any(label.startswith("label_") for label in ours):
+    if task.labels and ours != task.labels and names_labels(config):
         say(
             f"The outputs of {name}, {', '.join(ours)}, are taken for {', '.join(task.labels)}, in that order"
         )
