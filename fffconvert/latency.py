@@ -228,7 +228,8 @@ def runs_of(
     What cannot be compiled is left out, and `absent` says why.
     """
     runs: dict[str, Run] = {name: partial(function, x) for name, function in functions.items()}
-    torch._dynamo.reset()  # each size and each number of threads is compiled for itself, past no limit
+    if also_compiled:
+        torch._dynamo.reset()  # each size and each number of threads is compiled for itself, past no limit
     for name in also_compiled:
         run = partial(torch.compile(functions[name], fullgraph=True, dynamic=False), x)
         try:
