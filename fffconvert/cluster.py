@@ -11,19 +11,20 @@ calibration inputs at the node, so all leaves see equally many of them.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from fffconvert.tree import child, goes_right
 
 Clustered = Literal["inputs", "neurons"]
 
-START_POINTS = 4096  # k-means starts from a sample of a node's points; balancing then uses them all
+START_POINTS = 512  # k-means starts from a sample of a node's points; balancing then uses them all
 BALANCING_ROUNDS = 5  # enough for the split to settle; it moves little after the third
 
 
@@ -41,9 +42,16 @@ def two_means(points: Tensor, seed: int) -> Tensor:
     sample = points[torch.from_numpy(random.permutation(len(points))[:START_POINTS])]
     if (sample == sample[:1]).all():
         return torch.zeros(points.shape[1])
-    with threadpool_limits(1, "openmp"):  # several threads add up in any order: the seed would not decide
+    # several threads add up in any order: the seed would not decide
+    with thread_pools().limit(limits=1, user_api="openmp"):
         centers = KMeans(2, n_init=1, max_iter=10, random_state=seed).fit(sample.numpy()).cluster_centers_
     return torch.from_numpy(centers[1] - centers[0]).to(points.dtype)
+
+
+@cache
+def thread_pools() -> ThreadpoolController:
+    """The thread pools of this process; to find them takes longer than a small k-means."""
+    return ThreadpoolController()
 
 
 def balanced_two_means(points: Tensor, seed: int) -> Tensor:

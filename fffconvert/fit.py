@@ -132,7 +132,7 @@ def fit_tree(
     init: Clustered,
     seed: int,
 ) -> None:
-    """Grows one tree, fits its nodes and leaves, and takes what it explains off `rest`, in place."""
+    """Grows one tree and fits its nodes and leaves; takes what it explains off `rest` where another tree follows."""
     view = torch.ones(ffn.d_model)
     if tree > 0:  # the same view would grow the same tree: a random subspace each (Ho 1998)
         view = torch.bernoulli(torch.full_like(view, 0.5), generator=torch.Generator().manual_seed(seed))
@@ -160,22 +160,26 @@ def fit_nodes(inputs: Tensor, rest: Tensor, layer: FFF, tree: int) -> None:
 
 
 def fit_leaves(ffn: DenseFFN, inputs: Tensor, rest: Tensor, layer: FFF, tree: int) -> None:
-    """Fits the leaves of one tree, each on the tokens that reach it."""
+    """Fits the leaves of one tree, each on the tokens that reach it, and takes what they explain off for the next."""
     shape = layer.shape
     first = tree == 0 and shape.trunk == 0 and not (shape.emitting and shape.depth > 0)
+    last = tree == shape.trees - 1
     leaf_of_token = layer.leaf_of(inputs)[:, tree]
-    targets = rest.clone()  # neighbours lend their tokens, so these must not change on the way
+    # neighbours lend their tokens, so the targets must not change on the way
+    targets = rest if last else rest.clone()
     for leaf in range(shape.n_leaves):
         near = neighbourhood(leaf_of_token, leaf, shape.depth)
-        part = fit_part(ffn, inputs[near], targets[near], shape.leaf_width, shape.linear, first)
-        bias = (targets[near] - dense_ffn(inputs[near], *part, layer.activation)).mean(0)
+        x, target = inputs[near], targets[near]
+        part = fit_part(ffn, x, target, shape.leaf_width, shape.linear, first)
+        bias = (target - dense_ffn(x, *part, layer.activation)).mean(0)
         if first and shape.leaf_width == ffn.n_neurons and not shape.linear:
             bias = ffn.out_bias  # nothing is left out, so this is the dense FFN itself
         for name, tensor in part._asdict().items():
             getattr(layer, f"leaf_{name}")[tree, leaf] = tensor
         layer.leaf_out_bias[tree, leaf] = bias
-        here = (leaf_of_token == leaf).nonzero()[:, 0]
-        rest[here] -= dense_ffn(inputs[here], *part, layer.activation) + bias
+        if not last:
+            here = (leaf_of_token == leaf).nonzero()[:, 0]
+            rest[here] -= dense_ffn(inputs[here], *part, layer.activation) + bias
 
 
 def neighbourhood(leaf_of_token: Tensor, leaf: int, depth: int) -> Tensor:

@@ -347,7 +347,12 @@ def test_errors_go_where_they_cost_little(shape: TreeShape) -> None:
     drawn = normal(D_MODEL, D_MODEL)  # no diagonal: weights left in the fit's own coordinates must show
     costs = torch.matrix_power(drawn @ drawn.T / D_MODEL, 2)
     plain, weighted = (
-        output(fit_layer(ffn, x, shape, "inputs", 0, sensitivity=given), x) - ffn(x)
+        torch.cat(
+            [
+                output(fit_layer(ffn, x, shape, "inputs", seed, sensitivity=given), x) - ffn(x)
+                for seed in range(4)
+            ]
+        )
         for given in (None, costs)
     )
     assert (weighted @ costs * weighted).sum() < 0.75 * (plain @ costs * plain).sum()
