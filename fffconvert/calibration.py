@@ -1,4 +1,4 @@
-"""Text in; out come the inputs of every FFN, and how much the model's outputs depend on its output.
+"""Text in; out comes what every FFN is given and gives, and how much the model's outputs depend on it.
 
 It is a uniform sample of the text, in memory that the amount of text cannot grow.
 """
@@ -6,6 +6,7 @@ It is a uniform sample of the text, in memory that the amount of text cannot gro
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,14 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert.display import say, track
 from fffconvert.errors import UserError
-from fffconvert.families import base_of, family_of, ffn_inputs_of, ffn_outputs_of, longest_text
+from fffconvert.families import (
+    base_of,
+    family_of,
+    ffn_inputs_of,
+    ffn_outputs_of,
+    longest_text,
+    read_ffns,
+)
 from fffconvert.recipe import MAX_LENGTH
 
 Text = str | tuple[str, str]
@@ -31,6 +39,7 @@ Batch = dict[str, Tensor]
 """A padded batch as a model takes it, each tensor `(n_texts, n_tokens)`."""
 
 TOKEN_LOGITS = ("start_logits", "end_logits")  # one number per token: (n_texts, n_tokens)
+READING = "Reading calibration text"
 BATCH_SIZE = 32
 BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated
 ENCODED_AT_ONCE = 1024
@@ -67,16 +76,12 @@ class Calibration:
 
     Attributes:
         batches: Padded batches of texts of like length, in random order.
-        inputs: The inputs of every FFN, first layer to last: `(n_tokens, d_model)` float32 on the CPU, the
-            same tokens in each; padding is never among them. Of an FFN that layers share (ALBERT) those of all
-            its uses, `(n_tokens * n_uses, d_model)`.
-        n_tokens: Tokens of the text that were kept.
+        n_tokens: Tokens of the text that are kept, from the first.
         model: The dense model.
         seed: Of what is drawn.
     """
 
     batches: list[Batch]
-    inputs: list[Tensor]
     n_tokens: int
     model: PreTrainedModel
     seed: int
@@ -87,8 +92,30 @@ class Calibration:
         places = ffn_outputs_of(self.model, family_of(self.model.config))
         return sensitivities(self.model, places, self.batches, self.seed)
 
+    @cached_property
+    def shares_ffns(self) -> bool:
+        """Whether the model uses an FFN more than once (ALBERT)."""
+        places = ffn_inputs_of(self.model, family_of(self.model.config))
+        return any(len(inputs) > 1 for inputs in hear(self.model, places, self.batches[:1], 1))
+
+    def ffns(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What every FFN is given and gives, first layer to last: twice `(n_tokens, d_model)` float32 on the CPU.
+
+        The same tokens in each; padding is never among them. Of an FFN that layers share those of all its uses,
+        `(n_tokens * n_uses, d_model)`. The model goes on to a layer when that is asked for, so memory does not
+        grow with the number of layers, but with that of an FFN's uses.
+        """
+        family = family_of(self.model.config)
+        places = ffn_inputs_of(self.model, family)
+        if self.shares_ffns:
+            heard = hear(self.model, places, self.batches, self.n_tokens)
+            for ffn, inputs in zip(read_ffns(self.model, family), heard, strict=True):
+                yield inputs, ffn.in_chunks(inputs)
+        else:
+            yield from self.read_by(self.model).through(places, ffn_outputs_of(self.model, family))
+
     def read_by(self, model: PreTrainedModel) -> Reading:
-        """Another model at the start of the same text."""
+        """A model at the start of the same text."""
         return Reading(model, self.batches, self.n_tokens)
 
 
@@ -109,14 +136,42 @@ class Reading:
         self.real = [batch["attention_mask"].bool() for batch in batches]  # (n_texts, n_tokens) each
         self.passes = [greenlet(partial(base_of(model), **on(model.device, batch))) for batch in batches]
 
-    @torch.no_grad()
     def inputs_of(self, place: nn.Module, description: str) -> Tensor:
         """Goes on to a module that the model uses once, and returns its inputs, `(n_tokens, d_model)`."""
-        rows = []  # per batch (n_real, d_model)
-        with evaluating(self.model), undivided(self.model), place.register_forward_pre_hook(wait):
-            for forward_pass, real in zip(track(self.passes, description), self.real, strict=True):
-                rows.append(forward_pass.switch().to("cpu", torch.float32)[real])
-        return torch.cat(rows)[: self.n_tokens]
+        with place.register_forward_pre_hook(wait):
+            return self.rows(self.go_on(description))
+
+    def through(self, starts: list[nn.Module], ends: list[nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Goes on from part to part of the model, and yields what each is given and gives, `(n_tokens, d_model)`.
+
+        It waits where the part that follows starts: inside one it would have to hold all that is computed there.
+
+        Args:
+            starts: The first module of each part, in the model's order.
+            ends: The last one.
+        """
+        inputs = self.inputs_of(starts[0], READING)
+        for end, start in zip(ends, [*starts[1:], None], strict=True):
+            outputs: deque[Tensor] = deque()  # a batch each
+            with end.register_forward_hook(partial(keep, outputs)):
+                if start is not None:
+                    following = self.inputs_of(start, READING)
+                else:
+                    deque(self.go_on(READING), maxlen=0)
+            yield inputs, self.rows(outputs.popleft() for _ in self.real)
+            inputs = following
+
+    @torch.no_grad()
+    def go_on(self, description: str) -> Iterator[Tensor]:
+        """Lets every forward pass go on until it waits, or ends; yields what each hands over."""
+        with evaluating(self.model), undivided(self.model):
+            for forward_pass in track(self.passes, description):
+                yield forward_pass.switch()
+
+    def rows(self, batches: Iterator[Tensor]) -> Tensor:
+        """The rows of the tokens that are kept, `(n_tokens, d_model)`, float32 on the CPU."""
+        kept = [x.to("cpu", torch.float32)[real] for x, real in zip(batches, self.real, strict=True)]
+        return torch.cat(kept)[: self.n_tokens]
 
 
 def calibrate(
@@ -127,16 +182,15 @@ def calibrate(
     seed: int = 0,
     max_length: int = MAX_LENGTH,
 ) -> Calibration:
-    """Collects the inputs of every FFN of a dense model over a uniform sample of a stream of text.
+    """Takes a uniform sample of a stream of text for a dense model to read.
 
-    Memory does not grow with the stream: it holds `n_tokens / FEWEST_TOKENS_PER_TEXT` texts, then
-    `n_layers * n_tokens * d_model` float32 numbers.
+    Memory does not grow with the stream: it holds `n_tokens / FEWEST_TOKENS_PER_TEXT` texts.
 
     Args:
         model: A dense model of a known family. Left as it was.
         tokenizer: Its tokenizer.
         texts: Any number of texts or pairs; read once.
-        n_tokens: Tokens to collect, fewer if the text has fewer.
+        n_tokens: Tokens to read, fewer if the text has fewer.
         seed: Which texts are taken.
         max_length: Tokens that a text is cut at.
 
@@ -152,10 +206,8 @@ def calibrate(
         raise UserError("some calibration texts are pairs and some are not; expected the one or the other")
     limit = readable_length(tokenizer, model.config, max_length)
     batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
-    places = ffn_inputs_of(model, family_of(model.config))
     n_tokens = min(n_tokens, sum(int(batch["attention_mask"].sum()) for batch in batches))
-    inputs = hear(model, places, batches, n_tokens)
-    return Calibration(batches, inputs, n_tokens, model, seed)
+    return Calibration(batches, n_tokens, model, seed)
 
 
 def batches_of(
@@ -200,7 +252,7 @@ def hear(
     n_kept = 0
     with evaluating(model), undivided(model), ExitStack() as stack:
         heard = [stack.enter_context(listening(place)) for place in places]
-        for batch in track(batches, "Reading calibration text"):
+        for batch in track(batches, READING):
             base_of(model)(**on(model.device, batch))
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
             n_new = min(int(real.sum()), n_tokens - n_kept)  # none may be wanted of a last, short batch
@@ -314,6 +366,11 @@ def listening(module: nn.Module) -> Iterator[list[Tensor]]:
 def wait(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
     """A hook: a forward pass in a coroutine hands over the input of a module, and waits there."""
     getcurrent().parent.switch(args[0])
+
+
+def keep(outputs: deque[Tensor], _module: nn.Module, _args: object, output: Tensor) -> None:
+    """A hook: adds the output of a module to `outputs`."""
+    outputs.append(output)
 
 
 @contextmanager

@@ -128,14 +128,14 @@ def build(
     sensitivities = calibration.sensitivities if weighted else [None] * len(ffns)
     reading = calibration.read_by(student)
     fits = []
-    for number, (ffn, place, theirs, sensitivity) in enumerate(
-        zip(ffns, ffn_inputs_of(student, family), calibration.inputs, sensitivities, strict=True)
+    for number, (ffn, place, (theirs, target), sensitivity) in enumerate(
+        zip(ffns, ffn_inputs_of(student, family), calibration.ffns(), sensitivities, strict=True)
     ):
-        target, ours = ffn.in_chunks(theirs), theirs
-        if len(theirs) == calibration.n_tokens:
+        ours = theirs
+        if not calibration.shares_ffns:
             ours = reading.inputs_of(place, f"Fitting layer {number + 1} of {len(ffns)}")
         if not family.pre_norm:
-            target = target + (theirs - ours)  # the residual sum is with the FFN's own input
+            target += theirs - ours  # the residual sum is with the FFN's own input
         n_held_out = max(2, int(HELD_OUT * len(ours)))  # one token has no spread
         fitted = slice(n_held_out, None) if len(ours) > n_held_out else slice(None)
         layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted], sensitivity)

@@ -20,7 +20,7 @@ from fffconvert.recipe import Init
 from fffconvert.tree import TreeShape
 
 SAMPLES = (2048, 8192)  # tokens that one layer is fitted on, to tell what each token adds
-FITTING = 12  # copies of a layer's inputs while it is fitted, those that wait in a half-read text among them
+FITTING = 15  # copies of a layer's inputs while it is fitted, those that wait in half-read texts among them
 BATCH, LENGTH = 4, 64  # of the texts that the models are timed on
 
 
@@ -54,9 +54,10 @@ class Estimate:
         parameters_after: The converted one, routers included.
         bytes_before: Size of the dense model's weights, and
         bytes_after: of the converted one's.
-        memory_bytes: The most that is held at a time: both models, the calibration inputs (float32), and the
-            copies that fitting a layer takes or, where a student is trained, its gradients and AdamW's two
-            moments. Activations come on top; they grow with the batch.
+        memory_bytes: The most that is held at a time: both models, and the copies of a layer's calibration inputs
+            (float32) that fitting it takes or, where a student is trained, its gradients and AdamW's two
+            moments. Inputs of FFNs that layers share are held together. Activations come on top; they grow with
+            the batch.
         seconds: By stage: tokens times the time of a token, measured here and now on models of this size
             with random weights; of a layer's fit a line through two short ones. Loading and evaluation
             come on top.
@@ -105,7 +106,8 @@ def estimate(
     before, after = stored(dense), stored(student)
     # layers may share an FFN, which is fitted on all its uses
     n_uses = max(len(ffns), config.num_hidden_layers)
-    inputs = n_uses * work.calibration_tokens * ffns[0].d_model * 4
+    inputs = n_uses // len(ffns) * work.calibration_tokens * ffns[0].d_model * 4  # of one FFN
+    shared = len(ffns) * inputs if n_uses > len(ffns) else 0
     trained = 3 * after * 4 if work.distill_tokens > 0 else 0
     return Estimate(
         n_layers=len(ffns),
@@ -116,7 +118,7 @@ def estimate(
         parameters_after=after,
         bytes_before=before * itemsize,
         bytes_after=after * itemsize,
-        memory_bytes=(before + after) * itemsize + inputs + max(FITTING * inputs // len(ffns), trained),
+        memory_bytes=(before + after) * itemsize + shared + max(FITTING * inputs, trained),
         seconds=times(dense, student, ffns[0], tree, init, work, n_uses),
     )
 

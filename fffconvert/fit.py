@@ -76,18 +76,17 @@ def fit_layer(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         layer = FFF(shape, ffn.d_model, ffn.activation)
-        # what is still to be explained, (n_tokens, d_model)
-        rest = ffn.in_chunks(inputs) if target is None else target.clone()
+        asked = ffn.in_chunks(inputs) if target is None else target  # (n_tokens, d_model)
         if init == "random":
-            layer.leaf_out_bias[0] = rest.mean(0)
+            layer.leaf_out_bias[0] = asked.mean(0)
         elif shape.linear and sensitivity is not None:
             there, back = square_roots(sensitivity)
             seen = replace(ffn, out_weight=ffn.out_weight @ there, out_bias=ffn.out_bias @ there)
-            fit_parts(seen, inputs, rest @ there, layer, init, seed)
+            fit_parts(seen, inputs, asked @ there, layer, init, seed)
             for name in ("node_out_weight", "leaf_out_weight", "leaf_out_bias", "trunk_out_weight"):
                 getattr(layer, name).copy_(getattr(layer, name) @ back)
         else:
-            fit_parts(ffn, inputs, rest, layer, init, seed)
+            fit_parts(ffn, inputs, asked.clone(), layer, init, seed)
     return layer
 
 
@@ -99,7 +98,7 @@ def fit_parts(
     init: Clustered,
     seed: int,
 ) -> None:
-    """Fits the trunk and tree after tree to `rest`, `(n_tokens, d_model)`, which is used up."""
+    """Fits the trunk and tree after tree to `rest`, `(n_tokens, d_model)`: what is still to be explained; used up."""
     fit_trunk(ffn, inputs, rest, layer)
     for tree in range(layer.shape.trees):
         fit_tree(ffn, inputs, rest, layer, tree, init, seed + tree)
@@ -133,10 +132,12 @@ def fit_tree(
     seed: int,
 ) -> None:
     """Grows one tree and fits its nodes and leaves; takes what it explains off `rest` where another tree follows."""
-    view = torch.ones(ffn.d_model)
+    seen, in_weight = inputs, ffn.in_weight[: ffn.n_neurons]
     if tree > 0:  # the same view would grow the same tree: a random subspace each (Ho 1998)
-        view = torch.bernoulli(torch.full_like(view, 0.5), generator=torch.Generator().manual_seed(seed))
-    grown = grow(init, inputs * view, ffn.in_weight[: ffn.n_neurons] * view, layer.shape.depth, seed)
+        half = torch.full((ffn.d_model,), 0.5)
+        view = torch.bernoulli(half, generator=torch.Generator().manual_seed(seed))
+        seen, in_weight = inputs * view, in_weight * view
+    grown = grow(init, seen, in_weight, layer.shape.depth, seed)
     layer.router_weight[tree], layer.router_bias[tree] = grown
     if layer.shape.emitting:
         fit_nodes(inputs, rest, layer, tree)

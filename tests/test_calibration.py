@@ -22,6 +22,7 @@ from transformers import (
 from fffconvert.calibration import (
     BATCH_SIZE,
     FEWEST_TOKENS_PER_TEXT,
+    Calibration,
     calibrate,
     differentiable,
     encode,
@@ -50,6 +51,11 @@ def inputs_by_hand(
         ]
 
 
+def inputs_of(calibration: Calibration) -> list[Tensor]:
+    """The inputs of every FFN, first layer to last."""
+    return [inputs for inputs, _ in calibration.ffns()]
+
+
 def assert_same_rows(ours: Tensor, theirs: Tensor) -> None:
     """The same rows, up to rounding, in any order."""
     assert ours.shape == theirs.shape
@@ -66,7 +72,7 @@ def test_tokens_are_those_of_each_text_alone_and_never_padding(
 ) -> None:
     texts = sentences(50)  # of three to twelve words, in two batches: there is much padding
     expected = [inputs_by_hand(classifier, tokenizer, text) for text in texts]
-    collected = calibrate(classifier, tokenizer, texts, n_tokens=100_000).inputs
+    collected = inputs_of(calibrate(classifier, tokenizer, texts, n_tokens=100_000))
     assert len(collected) == 2
     for layer, ours in enumerate(collected):
         assert_same_rows(ours, torch.cat([layers[layer] for layers in expected]))
@@ -77,7 +83,7 @@ def test_pairs_are_read_as_pairs(
 ) -> None:
     pairs = list(zip(sentences(20), sentences(20, seed=1), strict=True))
     expected = [inputs_by_hand(classifier, tokenizer, pair) for pair in pairs]
-    for layer, ours in enumerate(calibrate(classifier, tokenizer, pairs, n_tokens=100_000).inputs):
+    for layer, ours in enumerate(inputs_of(calibrate(classifier, tokenizer, pairs, n_tokens=100_000))):
         assert_same_rows(ours, torch.cat([layers[layer] for layers in expected]))
 
 
@@ -85,7 +91,7 @@ def test_layers_hold_the_same_tokens_in_the_same_order(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     text = "a very good film"
-    first, second = calibrate(classifier, tokenizer, [text], n_tokens=100).inputs
+    first, second = inputs_of(calibrate(classifier, tokenizer, [text], n_tokens=100))
     for ours, theirs in zip((first, second), inputs_by_hand(classifier, tokenizer, text), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -93,7 +99,9 @@ def test_layers_hold_the_same_tokens_in_the_same_order(
 def test_seed_decides_which_texts(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
-    first, again, other = (calibrate(classifier, tokenizer, texts, 64, seed).inputs[1] for seed in (3, 3, 4))
+    first, again, other = (
+        inputs_of(calibrate(classifier, tokenizer, texts, 64, seed))[1] for seed in (3, 3, 4)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -105,7 +113,7 @@ def test_exactly_so_many_tokens_where_there_are_enough(
     texts: list[str],
     n_tokens: int,
 ) -> None:
-    shapes = [x.shape for x in calibrate(classifier, tokenizer, texts, n_tokens).inputs]
+    shapes = [x.shape for x in inputs_of(calibrate(classifier, tokenizer, texts, n_tokens))]
     assert shapes == [(n_tokens, 16), (n_tokens, 16)]
 
 
@@ -125,23 +133,23 @@ def test_all_tokens_where_there_are_fewer(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     n_tokens = sum(len(ids) for ids in tokenizer(sentences(5))["input_ids"])
-    assert len(calibrate(classifier, tokenizer, sentences(5), 10_000).inputs[0]) == n_tokens
+    assert len(inputs_of(calibrate(classifier, tokenizer, sentences(5), 10_000))[0]) == n_tokens
 
 
 def test_no_more_text_is_run_than_needed(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
     with listening(classifier.bert.embeddings.word_embeddings) as heard:
-        calibrate(classifier, tokenizer, texts, n_tokens=400)
+        inputs_of(calibrate(classifier, tokenizer, texts, n_tokens=400))
     # 100 texts may be needed for 400 tokens; these are longer, so fewer batches are run
-    assert len(heard) == 2 < -(-len(texts) // BATCH_SIZE)
+    assert len(heard) == 1 + 2 < -(-len(texts) // BATCH_SIZE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_collected_in_float32(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
 ) -> None:
-    collected = calibrate(classifier.to(dtype), tokenizer, sentences(3), 10).inputs
+    collected = inputs_of(calibrate(classifier.to(dtype), tokenizer, sentences(3), 10))
     assert {x.dtype for x in collected} == {torch.float32}
     assert not any(x.requires_grad for x in collected)
 
@@ -162,9 +170,11 @@ def test_shared_ffn_gets_the_inputs_of_all_its_uses(tokenizer: PreTrainedTokeniz
         expected.append(torch.cat([x[0] for x in heard]))
     for group in model.encoder.albert_layer_groups:
         group.albert_layers[0].chunk_size_feed_forward = chunk
-    for ours, theirs in zip(calibrate(model, tokenizer, sentences(20), 10_000).inputs, expected, strict=True):
+    for ours, theirs in zip(
+        inputs_of(calibrate(model, tokenizer, sentences(20), 10_000)), expected, strict=True
+    ):
         assert_same_rows(ours, theirs)
-    assert [x.shape for x in calibrate(model, tokenizer, sentences(20), 10).inputs] == [(3 * 10, 16)] * 2
+    assert [x.shape for x in inputs_of(calibrate(model, tokenizer, sentences(20), 10))] == [(3 * 10, 16)] * 2
 
 
 # ---- Memory
@@ -197,10 +207,21 @@ def test_calibration_holds_as_many_texts_as_it_says(
 ) -> None:
     most, n_tokens = [0], 200
     stream = watched(5_000, weakref.WeakSet(), most)
-    collected = calibrate(classifier, tokenizer, stream, n_tokens).inputs
+    collected = inputs_of(calibrate(classifier, tokenizer, stream, n_tokens))
     assert next(stream, None) is None  # it was read to its end, for the sample to be uniform
     assert most[0] <= n_tokens / FEWEST_TOKENS_PER_TEXT + 2
     assert sum(x.untyped_storage().nbytes() for x in collected) <= 2 * 2 * n_tokens * 16 * 4
+
+
+def test_layers_are_forgotten_when_the_next_ones_are_read(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("bert", num_hidden_layers=5)
+    alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+    most = 0
+    for inputs, outputs in calibrate(model, tokenizer, sentences(20), 50).ffns():
+        alive.update((inputs.untyped_storage(), outputs.untyped_storage()))
+        del inputs, outputs
+        most = max(most, len(alive))
+    assert most <= 4  # of this layer and the one before
 
 
 # ---- The sample
@@ -240,7 +261,7 @@ def test_model_is_left_as_it_was(
 ) -> None:
     classifier.train(training)
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    calibrate(classifier, tokenizer, sentences(3), 20)
+    inputs_of(calibrate(classifier, tokenizer, sentences(3), 20))
     assert classifier.training is training
     assert hooks_of(classifier) == 0
     assert torch.is_grad_enabled()
@@ -252,8 +273,8 @@ def test_model_is_left_as_it_was(
 def test_dropout_is_off_while_it_reads(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    evaluated = calibrate(classifier.eval(), tokenizer, sentences(3), 20).inputs
-    trained = calibrate(classifier.train(), tokenizer, sentences(3), 20).inputs
+    evaluated = inputs_of(calibrate(classifier.eval(), tokenizer, sentences(3), 20))
+    trained = inputs_of(calibrate(classifier.train(), tokenizer, sentences(3), 20))
     assert all(torch.equal(a, b) for a, b in zip(evaluated, trained, strict=True))
 
 
@@ -263,7 +284,7 @@ def test_model_is_left_as_it_was_when_reading_fails(
     classifier.train()
     classifier.resize_token_embeddings(4)  # fewer than the tokenizer's
     with pytest.raises((IndexError, RuntimeError)):
-        calibrate(classifier, tokenizer, ["good"], 20)
+        inputs_of(calibrate(classifier, tokenizer, ["good"], 20))
     assert classifier.training
     assert hooks_of(classifier) == 0
 
@@ -323,10 +344,11 @@ def test_another_model_reads_the_same_tokens(
     chunk: int,
 ) -> None:
     calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
+    expected = inputs_of(calibration)
     for layer in classifier.bert.encoder.layer:
         layer.chunk_size_feed_forward = chunk
     reading = calibration.read_by(classifier)
-    for layer, theirs in zip(classifier.bert.encoder.layer, calibration.inputs, strict=True):
+    for layer, theirs in zip(classifier.bert.encoder.layer, expected, strict=True):
         assert torch.equal(reading.inputs_of(layer.intermediate, "Again"), theirs)
         assert layer.chunk_size_feed_forward == chunk
     assert hooks_of(classifier) == 0
@@ -337,6 +359,7 @@ def test_a_reading_goes_on_from_where_it_is_and_no_further_than_asked(
 ) -> None:
     """What lies above may change meanwhile, and what lies below has been used."""
     calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
+    before = inputs_of(calibration)
     first, second = classifier.bert.encoder.layer
     reading = calibration.read_by(classifier)
     with listening(first) as once, listening(second) as beyond:
@@ -350,9 +373,9 @@ def test_a_reading_goes_on_from_where_it_is_and_no_further_than_asked(
         assert len(once) == len(beyond) == len(calibration.batches)
     with torch.no_grad():
         again = calibration.read_by(classifier)
-        assert not torch.equal(again.inputs_of(first.intermediate, ""), calibration.inputs[0])
+        assert not torch.equal(again.inputs_of(first.intermediate, ""), before[0])
         assert not torch.equal(again.inputs_of(second.intermediate, ""), found)
-    assert not torch.equal(found, calibration.inputs[1])
+    assert not torch.equal(found, before[1])
 
 
 @pytest.mark.parametrize(

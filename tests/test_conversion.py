@@ -89,9 +89,10 @@ def test_fit_is_what_the_layer_does_on_held_out_tokens(
     places = ffn_inputs_of(made.model, FAMILIES["bert"])
     reading = calibration.read_by(made.model)
     ours_all = [reading.inputs_of(place, "") for place in places]
-    assert torch.equal(ours_all[0], calibration.inputs[0])
+    theirs_all = [inputs for inputs, _ in calibration.ffns()]
+    assert torch.equal(ours_all[0], theirs_all[0])
     for number, (fit, ffn) in enumerate(zip(made.layers, ffns, strict=True)):
-        theirs, ours = calibration.inputs[number], ours_all[number]
+        theirs, ours = theirs_all[number], ours_all[number]
         target = (ffn(theirs) + theirs - ours)[: int(HELD_OUT * len(ours))]
         with torch.no_grad():
             squares = (places[number](ours[: len(target)]) - target).square().sum()

@@ -12,7 +12,7 @@ from conftest import TINY, sentences, tiny_config, tiny_model, tokenized_texts
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
-from fffconvert.calibration import listening
+from fffconvert.calibration import calibrate, listening
 from fffconvert.checkpoint import load
 from fffconvert.conversion import convert
 from fffconvert.distillation import distill, distillation_loss
@@ -98,6 +98,17 @@ def test_ffn_read_is_the_ffn_that_the_model_runs(model_type: str, tokenizer: Pre
             torch.testing.assert_close(ffn(x.flatten(0, 1)), output.flatten(0, 1), rtol=1e-4, atol=1e-5)
         n_uses += len(inputs)
     assert n_uses == model.config.num_hidden_layers
+
+
+@every_family
+def test_calibration_gives_what_every_ffn_is_given_and_gives(
+    model_type: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, family = tiny_model(model_type), FAMILIES[model_type]
+    found = calibrate(model, tokenizer, sentences(40), 200).ffns()
+    for ffn, (inputs, outputs) in zip(read_ffns(model, family), found, strict=True):
+        assert len(inputs) in (200, 400)  # ALBERT's layers share one
+        torch.testing.assert_close(outputs, ffn(inputs), rtol=1e-4, atol=1e-5)
 
 
 @every_family
