@@ -2,7 +2,8 @@
 
     python benchmarks/training_step.py MODEL
 
-A step is forward, backward and optimizer. The distillation step adds the teacher's forward.
+A step is forward, backward and optimizer, as training makes it: by oneDNN. The distillation step adds the teacher's
+forward.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fffconvert.conversion import convert
 from fffconvert.display import table
 from fffconvert.distillation import distillation_loss
 from fffconvert.latency import random_ids, time_row
+from fffconvert.projection import WithOneDNN
 from fffconvert.text import standard_library_sentences
 
 SIZES = ((32, 16), (32, 64), (16, 128))  # batch, length
@@ -58,7 +60,8 @@ def main(name: str) -> None:
             "student": lambda ids=ids: step(student, ids, optimizers[1]),
             "distillation": lambda ids=ids: distillation_step(student, dense, ids, optimizers[1]),
         }
-        timing = time_row("step", f"{batch} x {length}", torch.get_num_threads(), runs, 8.0)
+        with WithOneDNN():
+            timing = time_row("step", f"{batch} x {length}", torch.get_num_threads(), runs, 8.0)
         took = timing.medians
         ratios = (took["student"] / took["dense"], took["distillation"] / took["dense"])
         rows.append((timing.size, *took.values(), *ratios, max(timing.spreads.values())))

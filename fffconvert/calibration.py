@@ -30,6 +30,7 @@ from fffconvert.families import (
     longest_text,
     read_ffns,
 )
+from fffconvert.projection import WithOneDNN
 from fffconvert.recipe import MAX_LENGTH
 
 Text = str | tuple[str, str]
@@ -164,7 +165,7 @@ class Reading:
     @torch.no_grad()
     def go_on(self, description: str) -> Iterator[Tensor]:
         """Lets every forward pass go on until it waits, or ends; yields what each hands over."""
-        with evaluating(self.model), undivided(self.model):
+        with evaluating(self.model), undivided(self.model), WithOneDNN():
             for forward_pass in track(self.passes, description):
                 yield forward_pass.switch()
 
@@ -250,7 +251,7 @@ def hear(
     """
     kept: list[Tensor] = []  # per place (n_tokens, n_uses, d_model)
     n_kept = 0
-    with evaluating(model), undivided(model), ExitStack() as stack:
+    with evaluating(model), undivided(model), WithOneDNN(), ExitStack() as stack:
         heard = [stack.enter_context(listening(place)) for place in places]
         for batch in track(batches, READING):
             base_of(model)(**on(model.device, batch))
@@ -291,7 +292,7 @@ def sensitivities(
         few = [part for batch in few for part in parts_of(batch)]
     # a head that chooses among texts reads them in groups
     asked = base_of(model) if type(model).__name__.endswith("ForMultipleChoice") else model
-    with evaluating(model), torch.enable_grad(), differentiable(places) as outputs:
+    with evaluating(model), torch.enable_grad(), WithOneDNN(), differentiable(places) as outputs:
         for batch in track(few, "Differentiating"):
             given = asked(**on(model.device, batch))
             projected = projection(given, batch["attention_mask"], generator)

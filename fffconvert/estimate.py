@@ -16,6 +16,7 @@ from fffconvert.dense import DenseFFN
 from fffconvert.families import family_of, read_ffns
 from fffconvert.fit import fit_layer
 from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
+from fffconvert.projection import WithOneDNN
 from fffconvert.recipe import Init
 from fffconvert.tree import TreeShape
 
@@ -145,12 +146,13 @@ def times(
     n_tokens = ids.numel()
 
     def step(model: PreTrainedModel) -> None:
-        output = model(input_ids=ids, output_hidden_states=True)
+        with WithOneDNN():
+            output = model(input_ids=ids, output_hidden_states=True)
         output.hidden_states[-1].square().mean().backward()
         model.zero_grad()
 
     def read(model: PreTrainedModel) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), WithOneDNN():
             model(input_ids=ids)
 
     reading = seconds_of(partial(read, dense)) / n_tokens

@@ -252,5 +252,5 @@ def replace_projections(
     """Puts what `make` returns in the place of each `nn.Linear` that a converted model's layers still hold."""
     for layer in layers_of(model, family):
         for path, module in list(layer.named_modules()):
-            if type(module) is nn.Linear:
+            if isinstance(module, nn.Linear):
                 layer.set_submodule(path, make(module))

@@ -22,10 +22,11 @@ from fffconvert import onnx
 from fffconvert.calibration import evaluating, listening
 from fffconvert.display import track
 from fffconvert.errors import UserError, first_line
-from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text
+from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text, replace_projections
 from fffconvert.fff import FFF
 from fffconvert.kernels import ACTIVATIONS, reference
 from fffconvert.modeling import config_with, converted_family, counterpart, dense_class_of, refuse_dense
+from fffconvert.projection import ONEDNN, Projection
 from fffconvert.quantization import quantize
 from fffconvert.tree import REMOVED, TreeShape
 
@@ -111,6 +112,8 @@ def benchmark(
     if dense.dtype != model.dtype:  # training is in float32, whatever the original was in
         dense = deepcopy(dense).to(model.dtype)  # type: ignore[arg-type]
     models = {"dense": dense, "converted": model, "FFNs removed": without_ffns(model)}
+    if model.dtype == torch.float32 and ONEDNN:
+        models["dense oneDNN"] = by_onednn(dense, family)
     if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
         models["converted int8"] = quantize(model)
     absent: dict[str, str] = {}
@@ -129,6 +132,8 @@ def benchmark(
             in_onnx, absent = onnx.prepare(dense, model, ids, Path(folder))
         stack.enter_context(torch.inference_mode())
         layers = middle_layers(model, dense, family)
+        if "dense oneDNN" in models:
+            layers["dense oneDNN"] = middle_layers(model, models["dense oneDNN"], family)["dense"]
         layer_inputs = inputs_of_middle_layer(model, family, max(layer_tokens, default=1))
         for threads, size in track(settings, "Measuring latency"):
             with using_threads(threads):
@@ -154,6 +159,13 @@ def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> Pr
     if shape is not None:
         kept = {"fff": shape.to_dict(), "int8_projections": model.config.int8_projections}
     return counterpart(model, cls, config_with(model.config, cls.config_class, **kept))
+
+
+def by_onednn(dense: PreTrainedModel, family: Family) -> PreTrainedModel:
+    """A dense model whose layers have their products from the library that a converted one has them from."""
+    twin = deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})
+    replace_projections(twin, family, Projection.of)
+    return twin
 
 
 def without_ffns(model: PreTrainedModel) -> PreTrainedModel:

@@ -31,6 +31,7 @@ from fffconvert.families import (
 )
 from fffconvert.fff import FFF
 from fffconvert.int8 import Int8Linear
+from fffconvert.projection import Projection
 from fffconvert.remote import flat_source
 from fffconvert.tree import TreeShape
 
@@ -134,13 +135,15 @@ class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[m
 
 
 def install(model: PreTrainedModel, family: Family) -> None:
-    """Replaces the FFNs of `model`, and in an int8 model the projections, by what its configuration names."""
+    """Replaces the FFNs of `model` by what its configuration names, and the projections by faster ones or by int8."""
     config = model.config
     shape = shape_of(config)
     d_model, activation = getattr(config, family.d_model), getattr(config, family.activation)
     replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
     if config.int8_projections:
-        replace_projections(model, family, lambda linear: Int8Linear(linear.in_features, linear.out_features))
+        replace_projections(model, family, lambda layer: Int8Linear(layer.in_features, layer.out_features))
+    else:
+        replace_projections(model, family, Projection.of)
 
 
 @cache

@@ -19,7 +19,7 @@ PACKAGE = Path(fffconvert.__file__).parent
 LAYERS = """
 errors display remote text
 sentence tasks tree
-cluster kernels metrics recipe
+cluster kernels metrics projection recipe
 dense fff options
 export families fit int8 training
 calibration modeling onnx

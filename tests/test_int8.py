@@ -144,7 +144,7 @@ def test_every_family_saves_and_loads(family, tmp_path):
     config = tiny_config(family.model_type)
     cls = model_class(transformers.AutoModelForTokenClassification._model_mapping[type(config)])
     float_model = cls(config_with(config, config_class(family), fff=TREE.to_dict()))
-    n_linear = sum(type(m) is nn.Linear for x in layers_of(float_model, family) for m in x.modules())
+    n_linear = sum(isinstance(m, nn.Linear) for x in layers_of(float_model, family) for m in x.modules())
     assert n_linear >= 2 * n_ffns(config, family)
     quantized = quantize(float_model)
     quantized.save_pretrained(tmp_path / "int8")
