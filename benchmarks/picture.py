@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 
 COLOURS = {
     "dense": "#9aa5b1",
+    "dense oneDNN": "#b0b9c3",
     "dense compiled": "#c3cad1",
     "ONNX Runtime": "#8fa8c8",
     "ONNX Runtime int8": "#5b7fae",

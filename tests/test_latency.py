@@ -16,11 +16,14 @@ from fffconvert.cli import main
 from fffconvert.conversion import convert
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
+from fffconvert.projection import ONEDNN
 from fffconvert.quantization import quantize
 from fffconvert.tables import show_latency
 from fffconvert.tree import TreeShape
 
-MODEL = {"dense", "converted", "FFNs removed", "converted int8"}
+BY_ONEDNN = {"dense oneDNN"} if ONEDNN else set()
+MODEL = {"dense", "converted", "FFNs removed", "converted int8"} | BY_ONEDNN
+LAYER = {"dense", "converted", "reference"} | BY_ONEDNN
 COMPILED = {"dense compiled", "converted compiled"}
 
 
@@ -54,7 +57,7 @@ def test_every_row_times_the_same_things_for_each_number_of_threads(student, cla
         for what, size in (("layer", "1"), ("layer", "5"), ("model", "1 x 4"), ("model", "2 x 8"))
     ]
     for row in found.rows:
-        assert row.medians.keys() == (MODEL if row.what == "model" else {"dense", "converted", "reference"})
+        assert row.medians.keys() == (MODEL if row.what == "model" else LAYER)
         assert row.medians.keys() == row.spreads.keys()
         assert all(median > 0 for median in row.medians.values())
         assert row.steady == (max(row.spreads.values()) < latency.WIDE_SPREAD)
@@ -62,9 +65,9 @@ def test_every_row_times_the_same_things_for_each_number_of_threads(student, cla
     assert not student.training
 
 
-def test_a_model_in_half_precision_has_no_int8_beside_it(student):
+def test_a_model_in_half_precision_has_no_int8_and_no_onednn_beside_it(student):
     found = measure(student.bfloat16(), sizes=((1, 4),), layer_tokens=())
-    assert found.rows[0].medians.keys() == MODEL - {"converted int8"}
+    assert found.rows[0].medians.keys() == MODEL - {"converted int8"} - BY_ONEDNN
 
 
 def test_without_onnxruntime_the_reason_stands_in_the_report(student, monkeypatch, uncompiled):
