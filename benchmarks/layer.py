@@ -13,7 +13,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -23,6 +23,7 @@ from fffconvert import display
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference, status
 from fffconvert.latency import Run, Timing, machine_name, runs_of, time_row, with_reference
+from fffconvert.projection import ONEDNN, Projection, product
 from fffconvert.tables import show_absent, show_timings
 from fffconvert.tree import TreeShape
 
@@ -70,6 +71,12 @@ def build(case: Case) -> tuple[nn.Sequential, FFF]:
         torch.set_default_dtype(torch.float32)
 
 
+def by_onednn(dense: nn.Sequential) -> nn.Sequential:
+    """The same layer with oneDNN for MKL."""
+    up, activation, down = dense
+    return nn.Sequential(Projection.of(cast(nn.Linear, up)), activation, Projection.of(cast(nn.Linear, down)))
+
+
 def training_runs(dense: nn.Module, fff: FFF, x: Tensor) -> dict[str, Run]:
     """Forward and backward of each on `x` `(n_tokens, d_model)`, and the kernel's forward alone, the yardstick."""
     grad = torch.randn_like(x)
@@ -91,9 +98,12 @@ def training_runs(dense: nn.Module, fff: FFF, x: Tensor) -> dict[str, Run]:
 
 
 def gemm_rate(seconds: float) -> float:
-    """Multiplications per millisecond of a large float32 matrix product."""
+    """Multiplications per millisecond of a large float32 matrix product, by the faster of PyTorch's libraries."""
     a = torch.randn(2048, 2048)
-    return 2048**3 / time_row("GEMM", "2048", 1, {"GEMM": lambda: a @ a}, seconds).medians["GEMM"]
+    runs: dict[str, Run] = {"MKL": lambda: a @ a}
+    if ONEDNN:
+        runs["oneDNN"] = lambda: product(a, a, None)
+    return 2048**3 / min(time_row("GEMM", "2048", 1, runs, seconds).medians.values())
 
 
 def measure(name: str, seconds: float, rate: float) -> list[Timing]:
@@ -112,7 +122,10 @@ def measure(name: str, seconds: float, rate: float) -> list[Timing]:
     for n_tokens in case.tokens:
         x = torch.randn(n_tokens, case.d_model).to(case.dtype)
         with torch.inference_mode():
-            runs = runs_of(with_reference(dense, fff), x, ("dense",), absent)
+            layers = with_reference(dense, fff)
+            if ONEDNN and case.dtype == torch.float32:
+                layers["dense oneDNN"] = by_onednn(dense)
+            runs = runs_of(layers, x, ("dense",), absent)
             rows.append(time_row("layer", str(n_tokens), threads, runs, seconds))
     show_timings(f"{title}, threads: {threads}", to_dicts(rows), 1000)
     show_absent(absent)
