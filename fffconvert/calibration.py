@@ -6,7 +6,6 @@ It is a uniform sample of the text, in memory that the amount of text cannot gro
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from fffconvert.families import (
     longest_text,
     read_ffns,
 )
-from fffconvert.projection import WithOneDNN
+from fffconvert.projection import onednn_on
 from fffconvert.recipe import MAX_LENGTH
 
 Text = str | tuple[str, str]
@@ -134,13 +133,14 @@ class Reading:
 
     def __init__(self, model: PreTrainedModel, batches: list[Batch], n_tokens: int) -> None:
         self.model, self.n_tokens = model, n_tokens
-        self.real = [batch["attention_mask"].bool() for batch in batches]  # (n_texts, n_tokens) each
         self.passes = [greenlet(partial(base_of(model), **on(model.device, batch))) for batch in batches]
+        for forward_pass, batch in zip(self.passes, batches, strict=True):
+            forward_pass.real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
 
     def inputs_of(self, place: nn.Module, description: str) -> Tensor:
         """Goes on to a module that the model uses once, and returns its inputs, `(n_tokens, d_model)`."""
         with place.register_forward_pre_hook(wait):
-            return self.rows(self.go_on(description))
+            return torch.cat(self.go_on(description))[: self.n_tokens]
 
     def through(self, starts: list[nn.Module], ends: list[nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
         """Goes on from part to part of the model, and yields what each is given and gives, `(n_tokens, d_model)`.
@@ -151,28 +151,24 @@ class Reading:
             starts: The first module of each part, in the model's order.
             ends: The last one.
         """
-        inputs = self.inputs_of(starts[0], READING)
+        inputs = following = self.inputs_of(starts[0], READING)
         for end, start in zip(ends, [*starts[1:], None], strict=True):
-            outputs: deque[Tensor] = deque()  # a batch each
-            with end.register_forward_hook(partial(keep, outputs)):
-                if start is not None:
-                    following = self.inputs_of(start, READING)
+            rows: list[Tensor] = []  # per batch (n_real, d_model)
+            with end.register_forward_hook(partial(keep, rows)):
+                if start is None:
+                    self.go_on(READING)
                 else:
-                    deque(self.go_on(READING), maxlen=0)
-            yield inputs, self.rows(outputs.popleft() for _ in self.real)
+                    following = self.inputs_of(start, READING)
+            outputs = torch.cat(rows)[: self.n_tokens]
+            rows.clear()
+            yield inputs, outputs
             inputs = following
 
     @torch.no_grad()
-    def go_on(self, description: str) -> Iterator[Tensor]:
-        """Lets every forward pass go on until it waits, or ends; yields what each hands over."""
-        with evaluating(self.model), undivided(self.model), WithOneDNN():
-            for forward_pass in track(self.passes, description):
-                yield forward_pass.switch()
-
-    def rows(self, batches: Iterator[Tensor]) -> Tensor:
-        """The rows of the tokens that are kept, `(n_tokens, d_model)`, float32 on the CPU."""
-        kept = [x.to("cpu", torch.float32)[real] for x, real in zip(batches, self.real, strict=True)]
-        return torch.cat(kept)[: self.n_tokens]
+    def go_on(self, description: str) -> list[Tensor]:
+        """Lets every forward pass go on until it waits, or ends, and returns what each hands over."""
+        with evaluating(self.model), undivided(self.model), onednn_on(self.model.device):
+            return [forward_pass.switch() for forward_pass in track(self.passes, description)]
 
 
 def calibrate(
@@ -251,7 +247,7 @@ def hear(
     """
     kept: list[Tensor] = []  # per place (n_tokens, n_uses, d_model)
     n_kept = 0
-    with evaluating(model), undivided(model), WithOneDNN(), ExitStack() as stack:
+    with evaluating(model), undivided(model), onednn_on(model.device), ExitStack() as stack:
         heard = [stack.enter_context(listening(place)) for place in places]
         for batch in track(batches, READING):
             base_of(model)(**on(model.device, batch))
@@ -292,7 +288,13 @@ def sensitivities(
         few = [part for batch in few for part in parts_of(batch)]
     # a head that chooses among texts reads them in groups
     asked = base_of(model) if type(model).__name__.endswith("ForMultipleChoice") else model
-    with evaluating(model), torch.enable_grad(), WithOneDNN(), differentiable(places) as outputs:
+    with (
+        evaluating(model),
+        frozen(model),
+        torch.enable_grad(),
+        onednn_on(model.device),
+        differentiable(places) as outputs,
+    ):
         for batch in track(few, "Differentiating"):
             given = asked(**on(model.device, batch))
             projected = projection(given, batch["attention_mask"], generator)
@@ -366,12 +368,17 @@ def listening(module: nn.Module) -> Iterator[list[Tensor]]:
 
 def wait(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
     """A hook: a forward pass in a coroutine hands over the input of a module, and waits there."""
-    getcurrent().parent.switch(args[0])
+    getcurrent().parent.switch(real_rows(args[0]))
 
 
-def keep(outputs: deque[Tensor], _module: nn.Module, _args: object, output: Tensor) -> None:
-    """A hook: adds the output of a module to `outputs`."""
-    outputs.append(output)
+def keep(rows: list[Tensor], _module: nn.Module, _args: object, output: Tensor) -> None:
+    """A hook: a forward pass in a coroutine adds the output of a module to `rows`."""
+    rows.append(real_rows(output))
+
+
+def real_rows(x: Tensor) -> Tensor:
+    """What the coroutine has at tokens that are no padding, `(n_real, d_model)`, float32 on the CPU."""
+    return x.to("cpu", torch.float32)[getcurrent().real]
 
 
 @contextmanager
@@ -386,6 +393,19 @@ def undivided(model: nn.Module) -> Iterator[None]:
     finally:
         for module, chunk in chunks.items():
             setattr(module, name, chunk)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Lets no parameter require a gradient for a while: a backward pass would compute what nobody asked for."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from fffconvert.encoding import IGNORED, without_truth
 from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.modeling import dense_neurons, is_converted, shape_of
-from fffconvert.projection import WithOneDNN
+from fffconvert.projection import onednn_on
 from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
 from fffconvert.training import Batch, loader_of, make_accelerator, moved, process_state
@@ -388,7 +388,7 @@ def forward_all(
         evaluating(model),
         moved(model, device),
         torch.no_grad(),
-        WithOneDNN(),
+        onednn_on(device),
         progress_bar(description, len(loader)) as advance,
     ):
         for batch in loader:

@@ -7,6 +7,7 @@ twice as fast, and elsewhere about as fast. It computes the same up to rounding.
 from __future__ import annotations
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,16 +24,27 @@ ONEDNN = (
 )
 
 
-def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN serves here: dense float32 on a CPU, and nothing that follows PyTorch's own operators."""
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN serves here: float32 on a CPU, and nothing that follows or replaces PyTorch's own operators."""
     return (
         ONEDNN
-        and x.is_cpu
-        and x.dtype is weight.dtype is torch.float32
+        and all(plain(tensor) for tensor in (x, weight, bias) if tensor is not None)
+        and weight.dim() == 2
         and weight.is_contiguous()  # in part of a larger matrix oneDNN takes the numbers one by one
+        and x.shape[-1] == weight.shape[1]  # else let `F.linear` say what is wrong
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and forward_ad._current_level < 0
+    )
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether numbers lie in the ordinary way, as float32 on a CPU; a class of its own may have another."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and tensor.is_cpu
+        and tensor.dtype is torch.float32
     )
 
 
@@ -52,7 +64,7 @@ linear.register_fake(lambda x, weight, _bias: x.new_empty((*x.shape[:-1], weight
 
 
 class Projection(nn.Linear):
-    """`nn.Linear`, with oneDNN where it serves and no gradient is asked for."""
+    """`nn.Linear`, by oneDNN where it serves and under `torch.no_grad` or `inference_mode`."""
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Projection:
@@ -63,7 +75,7 @@ class Projection(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the layer: `(..., out_features)` from `(..., in_features)`."""
-        if torch.is_grad_enabled() or not fits(x, self.weight):
+        if torch.is_grad_enabled() or not fits(x, self.weight, self.bias):
             return super().forward(x)
         if torch.compiler.is_compiling():
             return super().forward(x) if torch.compiler.is_exporting() else linear(x, self.weight, self.bias)
@@ -74,11 +86,17 @@ class WithOneDNN(TorchFunctionMode):
     """A context in which `F.linear` is oneDNN's wherever it serves, in any model and with gradients."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and not kwargs and fits(*args[:2]) and args[0].numel():
+        if func is F.linear and not kwargs:
             x, weight, bias = (*args, None)[:3]
-            rows = _Differentiable.apply(x.reshape(-1, x.shape[-1]), weight, bias)
-            return rows.reshape(*x.shape[:-1], len(weight))
+            if fits(x, weight, bias) and x.numel():
+                rows = _Differentiable.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+                return rows.reshape(*x.shape[:-1], len(weight))
         return func(*args, **(kwargs or {}))
+
+
+def onednn_on(device: torch.device) -> AbstractContextManager[object]:
+    """`WithOneDNN` where it can serve: elsewhere its look at every call of PyTorch is worth nothing."""
+    return WithOneDNN() if ONEDNN and device.type == "cpu" else nullcontext()
 
 
 class _Differentiable(torch.autograd.Function):

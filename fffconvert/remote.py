@@ -84,7 +84,7 @@ def _read(source: str, imports: dict[str, tuple[str, str]], definitions: dict[st
             module = "" if isinstance(node, ast.Import) else str(node.module)
             if module != "__future__" and not (isinstance(node, ast.ImportFrom) and _is_ours(node)):
                 imports |= {a.asname or a.name: (module, ast.unparse(a)) for a in node.names}
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and last:  # its docstring
+        elif isinstance(node, ast.Expr) and last:  # its docstring, or what an operator is told about itself
             definitions[last] += f"\n{text}"
         for last in _defined(node):
             if last in definitions:

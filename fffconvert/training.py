@@ -47,7 +47,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from fffconvert.display import progress_bar, say
 from fffconvert.errors import UserError, first_line
 from fffconvert.fff import FFF
-from fffconvert.projection import WithOneDNN
+from fffconvert.projection import onednn_on
 from fffconvert.recipe import Training
 
 SETTINGS = "settings.json"  # in the folder of a run's checkpoints
@@ -206,7 +206,7 @@ def train(
     if log_with:
         named = {"wandb": {"name": run_name}}
         accelerator.init_trackers("fffconvert", config=asdict(settings), init_kwargs=named)
-    with WithOneDNN(), progress_bar(description, n_steps, done=step) as advance:
+    with onednn_on(accelerator.device), progress_bar(description, n_steps, done=step) as advance:
         while step < n_steps:
             epoch, done = divmod(step, steps_per_epoch)
             loader.set_epoch(epoch)

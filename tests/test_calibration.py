@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import sentences, tiny_model
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -177,6 +178,13 @@ def test_shared_ffn_gets_the_inputs_of_all_its_uses(tokenizer: PreTrainedTokeniz
     assert [x.shape for x in inputs_of(calibrate(model, tokenizer, sentences(20), 10))] == [(3 * 10, 16)] * 2
 
 
+def test_a_model_of_one_layer(tokenizer: PreTrainedTokenizerFast) -> None:
+    ((inputs, outputs),) = calibrate(
+        tiny_model("bert", num_hidden_layers=1), tokenizer, sentences(20), 50
+    ).ffns()
+    assert inputs.shape == outputs.shape == (50, 16)
+
+
 # ---- Memory
 
 
@@ -287,6 +295,20 @@ def test_model_is_left_as_it_was_when_reading_fails(
         inputs_of(calibrate(classifier, tokenizer, ["good"], 20))
     assert classifier.training
     assert hooks_of(classifier) == 0
+
+
+def test_nothing_stays_switched_while_a_failure_is_looked_at(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As in a notebook, which keeps the last traceback and all that its frames hold."""
+    calibration = calibrate(classifier.train(), tokenizer, sentences(3), 20)
+    calibration.batches[0]["attention_mask"] = torch.ones(1, 1)
+    reading = calibration.read_by(classifier)
+    with pytest.raises(IndexError) as failure:
+        reading.inputs_of(classifier.bert.encoder.layer[0].intermediate, "")
+    assert classifier.training
+    assert len(_get_current_function_mode_stack()) == 0
+    assert failure.tb is not None
 
 
 def hooks_of(model: torch.nn.Module) -> int:

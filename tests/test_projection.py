@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -108,8 +109,37 @@ def test_autocast_gradients_and_parts_of_matrices_are_left_to_linear(asked: list
     layer(x).sum().backward()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
-    assert not fits(x, torch.randn(6, 48)[:, :24])  # a thousand times as long
+    assert not fits(x, torch.randn(6, 48)[:, :24], None)  # a thousand times as long
     assert not asked
+
+
+class Packed(Tensor):
+    """Numbers that are not where a tensor's are, as those of a quantized weight."""
+
+    def __new__(cls) -> Packed:
+        return Tensor._make_wrapper_subclass(cls, (6, 24), dtype=torch.float32)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (
+            "its own product" if func is F.linear else super().__torch_function__(func, types, args, kwargs)
+        )
+
+
+def test_a_weight_of_a_class_of_its_own_keeps_its_product() -> None:
+    layer = Projection(24, 6, bias=False)
+    del layer.weight
+    layer.weight = Packed()  # type: ignore[assignment]
+    with torch.no_grad(), WithOneDNN():
+        assert layer(torch.randn(7, 24)) == "its own product"
+
+
+def test_what_linear_takes_or_refuses_is_left_to_it() -> None:
+    x = torch.randn(7, 24)
+    with torch.no_grad(), WithOneDNN():
+        assert F.linear(x, x[0]).shape == (7,)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            F.linear(x, torch.randn(6, 23))
 
 
 def test_forward_derivatives_are_left_to_linear() -> None:

@@ -38,6 +38,10 @@ for folder, auto_class in folders:
     with torch.no_grad():
         outputs = model(torch.arange(5, 29).reshape(2, 12))
     results[folder] = {k: v for k, v in outputs.items() if isinstance(v, torch.Tensor)}
+    if folder == folders[0][0]:
+        with torch.no_grad():
+            compiled = torch.compile(model, backend="eager")(torch.arange(5, 29).reshape(2, 12))
+        torch.testing.assert_close(compiled[0], outputs[0])
     if auto_class == "AutoModel":
         model.save_pretrained(folder + "-again")
         load(folder + "-again", trust_remote_code=True)
