@@ -28,6 +28,7 @@ from fffconvert.calibration import (
     differentiable,
     encode,
     evaluating,
+    frozen,
     hear,
     listening,
     projection,
@@ -295,6 +296,15 @@ def test_model_is_left_as_it_was_when_reading_fails(
         inputs_of(calibrate(classifier, tokenizer, ["good"], 20))
     assert classifier.training
     assert hooks_of(classifier) == 0
+
+
+def test_frozen_parameters_require_gradients_again_if_they_did() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with frozen(model):
+        assert not model.weight.requires_grad
+    assert model.weight.requires_grad
+    assert not model.bias.requires_grad
 
 
 def test_nothing_stays_switched_while_a_failure_is_looked_at(

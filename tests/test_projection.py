@@ -121,9 +121,13 @@ class Packed(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (
-            "its own product" if func is F.linear else super().__torch_function__(func, types, args, kwargs)
-        )
+        if func is F.linear:
+            return "its own product"
+        return super().__torch_function__(func, types, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> Any:
+        raise NotImplementedError
 
 
 def test_a_weight_of_a_class_of_its_own_keeps_its_product() -> None:
