@@ -131,9 +131,8 @@ def build(
     for number, (ffn, place, (theirs, target), sensitivity) in enumerate(
         zip(ffns, ffn_inputs_of(student, family), calibration.ffns(), sensitivities, strict=True)
     ):
-        ours = theirs
-        if not calibration.shares_ffns:
-            ours = reading.inputs_of(place, f"Fitting layer {number + 1} of {len(ffns)}")
+        description = f"Fitting layer {number + 1} of {len(ffns)}"
+        ours = theirs if calibration.shares_ffns else reading.inputs_of(place, description)
         if not family.pre_norm:
             target += theirs - ours  # the residual sum is with the FFN's own input
         n_held_out = max(2, int(HELD_OUT * len(ours)))  # one token has no spread

@@ -315,9 +315,8 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
         return Dataset.from_dict({"text": list(read_lines(path))})
     if path.is_file() and reader is not None:
         options: dict[str, Any] = {}
-        if (
-            reader == "csv"
-        ):  # where an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
+        if reader == "csv":
+            # an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
             options = {"sep": separator(path), "keep_default_na": False, "na_values": [""]}
         return load_dataset(reader, data_files=str(path), split="train", **options)
     if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):

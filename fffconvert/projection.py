@@ -28,7 +28,9 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN serves here: float32 on a CPU, and nothing that follows or replaces PyTorch's own operators."""
     return (
         ONEDNN
-        and all(plain(tensor) for tensor in (x, weight, bias) if tensor is not None)
+        and plain(x)
+        and plain(weight)
+        and (bias is None or plain(bias))
         and weight.dim() == 2
         and weight.is_contiguous()  # in part of a larger matrix oneDNN takes the numbers one by one
         and x.shape[-1] == weight.shape[1]  # else let `F.linear` say what is wrong
