@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
@@ -97,12 +98,14 @@ def distill(
     if getattr(student.config, "int8_projections", False):
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
 
+    exclusive = student.config.problem_type not in ("regression", "multi_label_classification")
+
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         inputs = without_truth(batch)
         with torch.no_grad():
             target = teacher(**inputs, output_hidden_states=True)
         output = wrapped(**inputs, output_hidden_states=True)
-        value, figures = distillation_loss(output, target, inputs["attention_mask"])
+        value, figures = distillation_loss(output, target, inputs["attention_mask"], exclusive)
         if pooling is None:
             return value, figures
         ours, theirs = (
@@ -150,16 +153,17 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
 
 def distillation_loss(
-    student: ModelOutput, teacher: ModelOutput, attention_mask: Tensor
+    student: ModelOutput, teacher: ModelOutput, attention_mask: Tensor, exclusive: bool = True
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared error of the logits, plus relative squared error of every layer's hidden states.
+    """The logits' error, plus relative squared error of every layer's hidden states.
 
-    All errors are means over the rows; for that of hidden states see `hidden_errors`.
+    All errors are means over the rows; for that of hidden states see `hidden_errors`, for the logits' `logit_error`.
 
     Args:
         student: Output with hidden states, and logits where there is a head.
         teacher: The same.
         attention_mask: `(n_rows, n_tokens)`, 1 for real tokens.
+        exclusive: Whether several logits are those of classes of which one is right.
 
     Returns:
         The loss, and its parts by name.
@@ -168,7 +172,7 @@ def distillation_loss(
     figures = {"hidden": hidden_errors(student, teacher, real).mean()}
     for name, ours in student.items():
         if name.endswith("logits"):
-            figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS)
+            figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS, exclusive)
     return torch.stack(list(figures.values())).sum(), figures
 
 
@@ -192,9 +196,33 @@ def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
     return error / (theirs.square().sum(-1) * real).sum(1)
 
 
-def logit_error(ours: Tensor, theirs: Tensor, real: Tensor, per_token: bool) -> Tensor:
-    """Mean squared error of logits of one output per row, or of one per real token."""
-    error = (ours - theirs).square()
-    if error.dim() == 3:  # (n_rows, n_tokens, n_labels)
-        error, per_token = error.mean(-1), True
-    return ((error * real).sum(1) / real.sum(1)).mean() if per_token else error.mean()
+def logit_error(ours: Tensor, theirs: Tensor, real: Tensor, of_tokens: bool, exclusive: bool) -> Tensor:
+    """How far logits are from the teacher's: a mean over the rows, and in each over its real tokens.
+
+    Where one class is right, or one token, it is the Kullback-Leibler divergence from the teacher's probabilities
+    (Hinton et al., arXiv 1503.02531, at temperature 1), elsewhere the mean squared error.
+
+    Args:
+        ours: `(n_rows, n_outputs)` or `(n_rows, n_tokens, n_outputs)`; where `of_tokens`, `(n_rows, n_tokens)`.
+        theirs: As `ours`.
+        real: `(n_rows, n_tokens)`, 1.0 for real tokens.
+        of_tokens: Whether a logit says how likely its token is the one that is sought.
+        exclusive: Whether one output of a row or token is right.
+    """
+    if of_tokens:
+        ours, theirs = (
+            logits.masked_fill(real == 0, torch.finfo(logits.dtype).min) for logits in (ours, theirs)
+        )
+    if of_tokens or (exclusive and ours.shape[-1] > 1):
+        error = divergence(ours, theirs)
+    else:
+        error = (ours - theirs).square().mean(-1)
+    if error.dim() == 2:  # (n_rows, n_tokens)
+        error = (error * real).sum(1) / real.sum(1)
+    return error.mean()
+
+
+def divergence(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the student's probabilities from the teacher's, over the last dimension."""
+    logs = ours.log_softmax(-1), theirs.log_softmax(-1)
+    return F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
