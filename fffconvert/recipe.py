@@ -40,7 +40,7 @@ class Training:
         checkpoint_every: Steps between checkpoints.
     """
 
-    epochs: int = 1
+    epochs: int = 3
     learning_rate: float = 3e-4
     batch_size: int = 32
     gradient_accumulation: int = 1
@@ -62,7 +62,7 @@ class Training:
             raise UserError(f"warmup is {self.warmup}; expected a share from 0 to 1")
 
 
-FINETUNE = Training(epochs=3, learning_rate=5e-5, weight_decay=0.01)
+FINETUNE = Training(learning_rate=5e-5, weight_decay=0.01)
 """What makes a good teacher of a BERT on GLUE."""
 
 
