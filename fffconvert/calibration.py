@@ -44,7 +44,7 @@ BATCH_SIZE = 32
 BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated
 ENCODED_AT_ONCE = 1024
 FEWEST_TOKENS_PER_TEXT = 4  # a word between two special tokens, and one to spare
-SENSITIVITY_TOKENS = 32_768  # what is estimated from them are no more than d_model * d_model numbers
+SENSITIVITY_TOKENS = 16_384  # what is estimated from them are no more than d_model * d_model numbers
 
 
 def sample_texts(texts: Iterable[Text], n_texts: int, seed: int) -> list[Text]:

@@ -24,7 +24,9 @@ from fffconvert.tree import child, goes_right
 
 Clustered = Literal["inputs", "neurons"]
 
-START_POINTS = 512  # k-means starts from a sample of a node's points; balancing then uses them all
+START_POINTS = 512  # k-means starts from as many of a node's points,
+BALANCING_POINTS = 4096  # and is balanced on as many: more find the same direction, thresholds use all points
+POINTS_AT_ONCE = 2048  # whose scores are computed: gathered, they stay in the cache
 BALANCING_ROUNDS = 5  # enough for the split to settle; it moves little after the third
 
 
@@ -38,14 +40,18 @@ def two_means(points: Tensor, seed: int) -> Tensor:
     Returns:
         `(n_features,)`; zeros where there are not two distinct points.
     """
-    random = np.random.default_rng(seed)
-    sample = points[torch.from_numpy(random.permutation(len(points))[:START_POINTS])]
+    sample = points[some(len(points), START_POINTS, seed)]
     if (sample == sample[:1]).all():
         return torch.zeros(points.shape[1])
     # several threads add up in any order: the seed would not decide
     with thread_pools().limit(limits=1, user_api="openmp"):
         centers = KMeans(2, n_init=1, max_iter=10, random_state=seed).fit(sample.numpy()).cluster_centers_
     return torch.from_numpy(centers[1] - centers[0]).to(points.dtype)
+
+
+def some(n_points: int, most: int, seed: int) -> Tensor:
+    """The numbers of some points at random, of all if they are no more than `most`: `(n_chosen,)`."""
+    return torch.from_numpy(np.random.default_rng(seed).permutation(n_points)[:most])
 
 
 @cache
@@ -96,17 +102,19 @@ def grow(
     node_of_neuron = torch.zeros(len(in_weight), dtype=torch.long)
     for node in range(len(weights)):
         here = (node_of_token == node).nonzero()[:, 0]
-        tokens = inputs[here]
         if clustered == "inputs":
-            direction = balanced_two_means(tokens, seed + node)
+            chosen = here[some(len(here), BALANCING_POINTS, seed + node)]
+            direction = balanced_two_means(inputs.index_select(0, chosen), seed + node)
         else:
             neurons_here = (node_of_neuron == node).nonzero()[:, 0]
             neurons = in_weight[neurons_here]
             direction = neuron_direction(neurons, weights[(node - 1) // 2], seed + node)
             right = goes_right(neurons @ direction - median(neurons @ direction))
             node_of_neuron[neurons_here] = child(node, right.long())
-        weights[node], biases[node] = at_median(tokens, direction)
-        node_of_token[here] = child(node, goes_right(tokens @ weights[node] + biases[node]).long())
+        weights[node] = direction / spread_of(project(inputs, here, direction))
+        scores = project(inputs, here, weights[node])  # as the router will have them: no tie falls otherwise
+        biases[node] = -median(scores)
+        node_of_token[here] = child(node, goes_right(scores + biases[node]).long())
     return weights, biases
 
 
@@ -117,13 +125,15 @@ def neuron_direction(neurons: Tensor, parent: Tensor, seed: int) -> Tensor:
     return neurons[0] if len(neurons) else parent
 
 
-def at_median(tokens: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """A router along `direction` with unit spread on its tokens and its threshold at their median."""
-    scores = tokens @ direction
+def project(inputs: Tensor, rows: Tensor, direction: Tensor) -> Tensor:
+    """The scores of some inputs along a direction, `(n_rows,)`."""
+    return torch.cat([inputs.index_select(0, part) @ direction for part in rows.split(POINTS_AT_ONCE)])
+
+
+def spread_of(scores: Tensor) -> Tensor:
+    """The standard deviation of scores; 1 where they have none."""
     spread = scores.std() if len(scores) > 1 else scores.new_zeros(())
-    if spread > 0:
-        direction = direction / spread
-    return direction, -median(tokens @ direction)
+    return spread if spread > 0 else scores.new_ones(())
 
 
 def median(scores: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fffconvert.cluster import Clustered, at_median, balanced_two_means, grow, median, two_means
+from fffconvert.cluster import Clustered, balanced_two_means, grow, median, spread_of, two_means
 from fffconvert.tree import child, goes_right
 
 few = settings(max_examples=15, deadline=None)
@@ -198,7 +198,6 @@ def test_lone_neuron_is_the_direction_of_its_node() -> None:
     assert float(torch.cosine_similarity(weights, neurons)) == pytest.approx(1, abs=1e-6)
 
 
-def test_router_of_inputs_without_spread_keeps_its_direction() -> None:
-    direction, bias = at_median(torch.ones(5, 2), torch.tensor([2.0, 0.0]))
-    assert direction.tolist() == [2.0, 0.0]
-    assert float(bias) == -2.0
+def test_scores_that_are_all_the_same_are_not_divided_by_their_spread() -> None:
+    assert float(spread_of(torch.full((5,), 2.0))) == 1.0
+    assert float(spread_of(torch.tensor([2.0]))) == 1.0

@@ -89,7 +89,7 @@ def test_a_script_that_is_shown_exists(script: str) -> None:
     assert (ROOT / script).is_file() or (ROOT / f"{script.replace('.', '/')}.py").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md", "benchmarks/results/README.md"])
 def test_a_relative_link_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]

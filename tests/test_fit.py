@@ -197,6 +197,20 @@ def test_reduced_rank_is_the_best_map_of_its_rank(rank: int, monkeypatch: pytest
     )
 
 
+def test_reduced_rank_is_the_best_map_under_its_ridge() -> None:
+    x = inputs_of(300, 64)
+    target = (x**2) @ normal(64, 64, seed=1) + normal(300, 64, seed=2)
+    part = reduced_rank(x, target, 4)  # of 64: the decomposition is a randomized one
+    x, target = (x - x.mean(0)).double(), (target - target.mean(0)).double()
+    gram = x.T @ x
+    strength = fit.RIDGE * gram.trace() / len(x)
+    rest = target - x @ part.in_weight.double().T @ part.out_weight.double()
+    lost = rest.square().sum() + strength * part.in_weight.square().sum()  # the rows of out_weight are orthonormal
+    root = torch.linalg.cholesky(gram + strength * torch.eye(64))
+    explained = torch.linalg.svdvals(torch.linalg.solve_triangular(root, x.T @ target, upper=False))
+    assert float(lost) == pytest.approx(float(target.square().sum() - explained[:4].square().sum()), rel=1e-3)
+
+
 def test_one_token_has_nothing_but_a_mean() -> None:
     ffn, x = dense(), inputs_of(1)
     for shape in (TreeShape(2, 3), TreeShape(2, 3, linear=True), TreeShape(2, 3, 2, 2, emitting=True)):

@@ -110,7 +110,7 @@ def dense_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, out_weight: Tensor,
 
 def score(x: Tensor, weights: FFFWeights, tree: int, node: Tensor) -> Tensor:
     """The score of one node per token: `(n_tokens,)` from `x` `(n_tokens, d_model)` and `node` `(n_tokens,)`."""
-    routers = weights.router_weight[tree, node]  # (n_tokens, d_model)
+    routers = weights.router_weight[tree].index_select(0, node)  # (n_tokens, d_model); indexing is slower
     return (x * routers).sum(-1) + weights.router_bias[tree, node]
 
 
