@@ -125,7 +125,7 @@ def teacher_for(kind: str) -> str:
     return "teacher"
 
 
-STEPS = ("--epochs", 6, "--batch-size", 16)
+STEPS = ("--epochs", 16, "--batch-size", 16)
 TREE = ("--depth", 2, "--leaf-width", 4, "--calibration-tokens", 300)
 
 
