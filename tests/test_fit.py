@@ -205,7 +205,7 @@ def test_reduced_rank_is_the_best_map_under_its_ridge() -> None:
     gram = x.T @ x
     strength = fit.RIDGE * gram.trace() / len(x)
     rest = target - x @ part.in_weight.double().T @ part.out_weight.double()
-    lost = rest.square().sum() + strength * part.in_weight.square().sum()  # the rows of out_weight are orthonormal
+    lost = rest.square().sum() + strength * part.in_weight.square().sum()  # out_weight's rows are orthonormal
     root = torch.linalg.cholesky(gram + strength * torch.eye(64))
     explained = torch.linalg.svdvals(torch.linalg.solve_triangular(root, x.T @ target, upper=False))
     assert float(lost) == pytest.approx(float(target.square().sum() - explained[:4].square().sum()), rel=1e-3)
