@@ -112,7 +112,7 @@ def grow(
             right = goes_right(neurons @ direction - median(neurons @ direction))
             node_of_neuron[neurons_here] = child(node, right.long())
         weights[node] = direction / spread_of(project(inputs, here, direction))
-        scores = project(inputs, here, weights[node])  # as the router will have them: no tie falls otherwise
+        scores = project(inputs, here, weights[node])  # as the router computes them: ties fall alike
         biases[node] = -median(scores)
         node_of_token[here] = child(node, goes_right(scores + biases[node]).long())
     return weights, biases

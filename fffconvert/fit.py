@@ -238,8 +238,8 @@ def ridge(activity: Tensor, target: Tensor, toward: Tensor) -> Tensor:
 def reduced_rank(x: Tensor, target: Tensor, rank: int) -> Part:
     """The linear map of `rank` that predicts `target` best from `x`, both centred, under the same ridge.
 
-    With `R` the regularized Gram matrix and `C = x.T @ target`, a basis `B` of the outputs leaves an error that is
-    smaller by the trace of `B.T @ C.T @ R^-1 @ C @ B`: the best one are right singular vectors of `R^-1/2 @ C`.
+    With `R = L @ L.T` the regularized Gram matrix and `C = x.T @ target`, an orthonormal basis `B` of the outputs takes
+    the trace of `B.T @ C.T @ R^-1 @ C @ B` off the error: the best are the first right singular vectors of `L^-1 @ C`.
     """
     mean = x.mean(0)
     x, target = x - mean, target - target.mean(0)
