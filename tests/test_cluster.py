@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fffconvert.cluster import Clustered, balanced_two_means, grow, median, spread_of, two_means
+from fffconvert.cluster import Clustered, balanced_two_means, grow, median, two_means
 from fffconvert.tree import child, goes_right
 
 few = settings(max_examples=15, deadline=None)
@@ -144,8 +144,9 @@ def test_random_state_outside_neither_decides_nor_changes(clustered: Clustered) 
     assert torch.equal(first, grow(clustered, inputs, neurons, 2, seed=0)[0])
 
 
-def test_more_points_than_k_means_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fffconvert.cluster.START_POINTS", 32)
+@pytest.mark.parametrize("limit", ["START_POINTS", "BALANCING_POINTS", "POINTS_AT_ONCE"])
+def test_more_points_than_are_taken(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"fffconvert.cluster.{limit}", 32)
     points, corner = four_blobs(100)
     _, _, _, *leaves = tokens_by_node(points, grow("inputs", points, normal(6, 2), depth=2, seed=0))
     assert sorted(corner[leaf].unique().tolist() for leaf in leaves) == [[0], [1], [2], [3]]
@@ -198,6 +199,8 @@ def test_lone_neuron_is_the_direction_of_its_node() -> None:
     assert float(torch.cosine_similarity(weights, neurons)) == pytest.approx(1, abs=1e-6)
 
 
-def test_scores_that_are_all_the_same_are_not_divided_by_their_spread() -> None:
-    assert float(spread_of(torch.full((5,), 2.0))) == 1.0
-    assert float(spread_of(torch.tensor([2.0]))) == 1.0
+def test_router_of_inputs_without_spread_keeps_its_direction() -> None:
+    # a lone neuron is its node's direction
+    weights, biases = grow("neurons", torch.ones(5, 2), torch.tensor([[2.0, 0.0]]), depth=1, seed=0)
+    assert weights[0].tolist() == [2.0, 0.0]
+    assert float(biases[0]) == -2.0

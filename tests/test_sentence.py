@@ -54,10 +54,10 @@ def run(*arguments: object) -> str:
 
 def test_it_converts_distils_loads_and_is_judged(encoder, glue, tmp_path, monkeypatch):
     text, student, distilled = tmp_path / "text.txt", tmp_path / "student", tmp_path / "distilled"
-    text.write_text("\n".join(sentences(120)), encoding="utf-8")
+    text.write_text("\n".join(sentences(600)), encoding="utf-8")
     shape = ("--depth", 2, "--leaf-width", 2, "--calibration-tokens", 500)
     run("convert", encoder, student, "--calibration", text, *shape)
-    run("distill", student, distilled, "--teacher", encoder, "--text", text, "--epochs", 10)
+    run("distill", student, distilled, "--teacher", encoder, "--text", text, "--learning-rate", 1e-3)
     model, teacher = (
         st.SentenceTransformer(str(distilled), device="cpu"),
         st.SentenceTransformer(encoder, device="cpu"),
@@ -68,7 +68,7 @@ def test_it_converts_distils_loads_and_is_judged(encoder, glue, tmp_path, monkey
     assert model.prompts["query"] == "the "
     assert model.max_seq_length == teacher.max_seq_length
     undistilled = st.SentenceTransformer(str(student), device="cpu")
-    texts = text.read_text().splitlines()
+    texts = sentences(50, seed=1)
     ours, before, theirs = (m.encode(texts) for m in (model, undistilled, teacher))
     assert (ours * theirs).sum(1).mean() > (before * theirs).sum(1).mean()
 
