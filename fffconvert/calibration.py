@@ -44,7 +44,7 @@ BATCH_SIZE = 32
 BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated
 ENCODED_AT_ONCE = 1024
 FEWEST_TOKENS_PER_TEXT = 4  # a word between two special tokens, and one to spare
-SENSITIVITY_TOKENS = 16_384  # what is estimated from them are no more than d_model * d_model numbers
+SENSITIVITY_TOKENS = 8192  # what is estimated from them are no more than d_model * d_model numbers
 
 
 def sample_texts(texts: Iterable[Text], n_texts: int, seed: int) -> list[Text]:
@@ -119,6 +119,23 @@ class Calibration:
         return Reading(model, self.batches, self.n_tokens)
 
 
+class Rows:
+    """What is collected of the first tokens, batch after batch, in a table of `(n_tokens, d_model)`."""
+
+    table: Tensor
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens, self.n_filled = n_tokens, 0
+
+    def add(self, rows: Tensor) -> None:
+        """Adds rows `(n_rows, d_model)`."""
+        if self.n_filled == 0:
+            self.table = rows.new_empty(self.n_tokens, rows.shape[1])
+        rows = rows[: self.n_tokens - self.n_filled]
+        self.table[self.n_filled : self.n_filled + len(rows)] = rows
+        self.n_filled += len(rows)
+
+
 class Reading:
     """A model in the midst of a text, which has come as far as the module whose inputs were asked for last.
 
@@ -139,8 +156,10 @@ class Reading:
 
     def inputs_of(self, place: nn.Module, description: str) -> Tensor:
         """Goes on to a module that the model uses once, and returns its inputs, `(n_tokens, d_model)`."""
-        with place.register_forward_pre_hook(wait):
-            return torch.cat(self.go_on(description))[: self.n_tokens]
+        rows = Rows(self.n_tokens)
+        with place.register_forward_pre_hook(partial(wait, rows)):
+            self.go_on(description)
+        return rows.table
 
     def through(self, starts: list[nn.Module], ends: list[nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
         """Goes on from part to part of the model, and yields what each is given and gives, `(n_tokens, d_model)`.
@@ -153,22 +172,21 @@ class Reading:
         """
         inputs = following = self.inputs_of(starts[0], READING)
         for end, start in zip(ends, [*starts[1:], None], strict=True):
-            rows: list[Tensor] = []  # per batch (n_real, d_model)
-            with end.register_forward_hook(partial(keep, rows)):
+            outputs = Rows(self.n_tokens)
+            with end.register_forward_hook(partial(keep, outputs)):
                 if start is None:
                     self.go_on(READING)
                 else:
                     following = self.inputs_of(start, READING)
-            outputs = torch.cat(rows)[: self.n_tokens]
-            rows.clear()
-            yield inputs, outputs
+            yield inputs, outputs.table
             inputs = following
 
     @torch.no_grad()
-    def go_on(self, description: str) -> list[Tensor]:
-        """Lets every forward pass go on until it waits, or ends, and returns what each hands over."""
+    def go_on(self, description: str) -> None:
+        """Lets every forward pass go on until it waits, or ends."""
         with evaluating(self.model), undivided(self.model), onednn_on(self.model.device):
-            return [forward_pass.switch() for forward_pass in track(self.passes, description)]
+            for forward_pass in track(self.passes, description):
+                forward_pass.switch()
 
 
 def calibrate(
@@ -366,19 +384,22 @@ def listening(module: nn.Module) -> Iterator[list[Tensor]]:
         yield heard
 
 
-def wait(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """A hook: a forward pass in a coroutine hands over the input of a module, and waits there."""
-    getcurrent().parent.switch(real_rows(args[0]))
+def wait(rows: Rows, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """A hook: a forward pass in a coroutine adds the input of a module to `rows`, and waits there."""
+    rows.add(real_rows(args[0]))
+    getcurrent().parent.switch()
 
 
-def keep(rows: list[Tensor], _module: nn.Module, _args: object, output: Tensor) -> None:
+def keep(rows: Rows, _module: nn.Module, _args: object, output: Tensor) -> None:
     """A hook: a forward pass in a coroutine adds the output of a module to `rows`."""
-    rows.append(real_rows(output))
+    rows.add(real_rows(output))
 
 
 def real_rows(x: Tensor) -> Tensor:
     """What the coroutine has at tokens that are no padding, `(n_real, d_model)`, float32 on the CPU."""
-    return x.to("cpu", torch.float32)[getcurrent().real]
+    real = getcurrent().real  # (n_texts, n_tokens)
+    flat = x.to("cpu", torch.float32).reshape(real.numel(), x.shape[-1])
+    return flat.index_select(0, real.flatten().nonzero()[:, 0])  # indexing by the mask takes longer
 
 
 @contextmanager

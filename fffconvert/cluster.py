@@ -40,7 +40,7 @@ def two_means(points: Tensor, seed: int) -> Tensor:
     Returns:
         `(n_features,)`; zeros where there are not two distinct points.
     """
-    sample = points[some(len(points), START_POINTS, seed)]
+    sample = points.index_select(0, some(len(points), START_POINTS, seed))
     if (sample == sample[:1]).all():
         return torch.zeros(points.shape[1])
     # several threads add up in any order: the seed would not decide
@@ -111,9 +111,10 @@ def grow(
             direction = neuron_direction(neurons, weights[(node - 1) // 2], seed + node)
             right = goes_right(neurons @ direction - median(neurons @ direction))
             node_of_neuron[neurons_here] = child(node, right.long())
-        weights[node] = direction / spread_of(project(inputs, here, direction))
-        scores = project(inputs, here, weights[node])  # as the router computes them: ties fall alike
-        biases[node] = -median(scores)
+        scores = project(inputs, here, direction)
+        spread = spread_of(scores)
+        scores /= spread
+        weights[node], biases[node] = direction / spread, -median(scores)
         node_of_token[here] = child(node, goes_right(scores + biases[node]).long())
     return weights, biases
 
@@ -137,5 +138,12 @@ def spread_of(scores: Tensor) -> Tensor:
 
 
 def median(scores: Tensor) -> Tensor:
-    """Midway between the two middle values, so that a tie is rare; 0 for no values."""
-    return scores.quantile(0.5) if len(scores) else scores.new_zeros(())
+    """Midway between the two middle values, or of an odd number the middle one and that below; 0 for no values.
+
+    So ties are rare: a router may round otherwise.
+    """
+    if len(scores) < 2:
+        return scores.sum()
+    middle = [len(scores) // 2 - 1, len(scores) // 2]
+    low, high = np.partition(scores.numpy(), middle)[middle]
+    return scores.new_tensor((low + high) / 2)

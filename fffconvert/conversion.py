@@ -134,7 +134,7 @@ def build(
         description = f"Fitting layer {number + 1} of {len(ffns)}"
         ours = theirs if calibration.shares_ffns else reading.inputs_of(place, description)
         if not family.pre_norm:
-            target += theirs - ours  # the residual sum is with the FFN's own input
+            target.add_(theirs).sub_(ours)  # the residual sum is with the FFN's own input
         n_held_out = max(2, int(HELD_OUT * len(ours)))  # one token has no spread
         fitted = slice(n_held_out, None) if len(ours) > n_held_out else slice(None)
         layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted], sensitivity)
