@@ -224,7 +224,7 @@ def run(
     help="Tokens of it to use; more make better trees, and take memory.",
 )
 @option_seed
-@click.option("--int8", is_flag=True, help="Store the attention's projections in int8; not for training.")
+@click.option("--int8", is_flag=True, help="Store projections in int8, trees in bfloat16; not for training.")
 @option_dry_run
 @option_json
 def convert(
@@ -304,7 +304,7 @@ def convert(
 @click.argument("output", type=FOLDER)
 @option_json
 def quantize(model: str, output: Path, json_file: Path | None) -> None:
-    """Store the attention's projections of a converted MODEL in int8, for inference on a CPU.
+    """Store the projections of a converted MODEL in int8 and its trees in bfloat16, for inference on a CPU.
 
     The last step: an int8 model cannot be trained. What it loses on a task is what evaluate says of it with
     MODEL for a teacher.

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
@@ -101,7 +102,7 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
     fields = {
         "__module__": __name__,
         "__doc__": f"`{family.config_class}`, with `fff`, the shape of the trees (see `fffconvert.TreeShape`), and "
-        "`int8_projections`, whether the attention's projections are stored in int8.",
+        "`int8_projections`, whether the attention's projections are stored in int8, and the trees in bfloat16.",
         "__annotations__": {"fff": dict[str, Any] | None, "int8_projections": bool},
         "model_type": PREFIX + family.model_type,
         "fff": None,
@@ -135,11 +136,15 @@ class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[m
 
 
 def install(model: PreTrainedModel, family: Family) -> None:
-    """Replaces the FFNs of `model` by what its configuration names, and the projections by faster ones or by int8."""
+    """Replaces the FFNs of `model` by what its configuration names, and the projections by faster ones or by int8.
+
+    Trees beside int8 projections are in bfloat16, which `from_pretrained` keeps as it finds it here.
+    """
     config = model.config
     shape = shape_of(config)
     d_model, activation = getattr(config, family.d_model), getattr(config, family.activation)
-    replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
+    dtype = torch.bfloat16 if config.int8_projections else torch.get_default_dtype()
+    replace_ffns(model, family, lambda: FFF(shape, d_model, activation).to(dtype))
     if config.int8_projections:
         replace_projections(model, family, lambda layer: Int8Linear(layer.in_features, layer.out_features))
     else:

@@ -1,4 +1,4 @@
-"""A converted model in, the same with the attention's projections in int8 out, and what that costs."""
+"""A converted model in; out comes the same with less to read: projections in int8, trees in bfloat16."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fffconvert.calibration import Text, encode, evaluating, readable_length
 from fffconvert.errors import UserError
 from fffconvert.families import base_of, replace_projections
+from fffconvert.fff import FFF
 from fffconvert.int8 import Int8Linear
 from fffconvert.modeling import converted_family, refuse_dense
 from fffconvert.recipe import MAX_LENGTH
@@ -20,10 +21,10 @@ TEXTS_TO_COMPARE = 64
 
 
 def quantize(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a converted model for inference on a CPU, the attention's projections stored in int8.
+    """A copy of a converted model for inference on a CPU, projections stored in int8 and trees in bfloat16.
 
-    Every `nn.Linear` inside the layers is one of these projections. Trees, embeddings, LayerNorm, pooler and
-    head stay as they are.
+    Every `nn.Linear` inside the layers is one of the attention's projections. Embeddings, LayerNorm, pooler and head
+    stay as they are. A tree's arithmetic is float32 as before: a token waits for its weights, of which there is half.
 
     Args:
         model: A converted model, trained if it is to be: int8 models cannot be.
@@ -41,6 +42,9 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
     quantized = deepcopy(model)
     quantized.config.int8_projections = True
     replace_projections(quantized, converted_family(model.config), Int8Linear.from_linear)
+    for module in quantized.modules():
+        if isinstance(module, FFF):
+            module.bfloat16()
     return quantized.eval()
 
 

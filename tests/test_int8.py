@@ -20,7 +20,9 @@ from fffconvert.conversion import convert
 from fffconvert.distillation import distill
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, layers_of, n_ffns
+from fffconvert.fff import FFF
 from fffconvert.int8 import LARGEST, Int8Linear, int8_linear
+from fffconvert.kernels import FFFWeights
 from fffconvert.modeling import config_class, config_with, model_class
 from fffconvert.quantization import quantize
 from fffconvert.tree import TreeShape
@@ -94,7 +96,7 @@ def test_the_operator_is_one_that_pytorch_can_trace():
     torch.library.opcheck(int8_linear, tensors, test_utils=("test_schema", "test_faketensor"))
 
 
-def test_only_the_projections_are_quantized(student):
+def test_only_projections_and_trees_are_quantized(student):
     quantized = quantize(student)
     kinds = {name for name, module in quantized.named_modules() if isinstance(module, Int8Linear)}
     attention = (
@@ -106,7 +108,9 @@ def test_only_the_projections_are_quantized(student):
     assert kinds == {f"bert.encoder.layer.{layer}.{name}" for layer in range(2) for name in attention}
     before, after = student.state_dict(), quantized.state_dict()
     for name in before.keys() & after.keys():
-        assert torch.equal(before[name], after[name]) or after[name].dtype == torch.int8
+        tree = name.rsplit(".", 1)[1] in FFFWeights._fields
+        assert after[name].dtype == torch.bfloat16 if tree else True
+        assert torch.equal(before[name].to(after[name].dtype), after[name]) or after[name].dtype == torch.int8
     assert not any(isinstance(module, Int8Linear) for module in student.modules())
     assert not student.config.int8_projections
 
@@ -132,6 +136,7 @@ def test_saved_and_loaded_by_the_auto_classes_it_is_the_same(student, folder_of)
     folder = folder_of(quantized, "int8")
     loaded = AutoModelForSequenceClassification.from_pretrained(folder)
     assert loaded.config.int8_projections
+    assert {w.dtype for m in loaded.modules() if isinstance(m, FFF) for w in m.weights} == {torch.bfloat16}
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=IDS).logits, quantized(input_ids=IDS).logits)
         again = AutoModelForMaskedLM.from_pretrained(folder)  # another head on the same encoder

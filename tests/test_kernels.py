@@ -258,6 +258,28 @@ def test_bfloat16(name: str) -> None:
 
 
 @needs_kernel
+@shapes
+def test_bfloat16_weights_of_float32_inputs_are_the_numbers_that_they_hold(
+    d_model: int, shape: TreeShape
+) -> None:
+    weights, x = cast(make(d_model, shape), torch.bfloat16), tokens(50, d_model)
+    same = cast(weights, torch.float32)
+    assert torch.equal(cpu.fff_forward(x, weights, "gelu"), cpu.fff_forward(x, same, "gelu"))
+    exact, plain = (gradients(f, x, same, "gelu") for f in (cpu.fff_forward, reference.fff_forward))
+    for name, found in gradients(cpu.fff_forward, x, weights, "gelu").items():
+        wanted = exact[name]
+        if found is None or wanted is None:
+            assert found is wanted
+        else:
+            assert found.dtype == (torch.float32 if name in ("x", "y") else torch.bfloat16)
+            torch.testing.assert_close(found, wanted.to(found.dtype))
+    found = gradients(
+        reference.fff_forward, x, weights, "gelu"
+    )  # its gradients of nodes are summed in bfloat16
+    torch.testing.assert_close([found["y"], found["x"]], [plain["y"], plain["x"]])
+
+
+@needs_kernel
 @settings(max_examples=60, deadline=None)
 @given(
     d_model=st.integers(1, 40),
@@ -425,6 +447,7 @@ def test_reads_no_byte_outside_its_tensors(tmp_path: Path) -> None:
             cases += [
                 (name, shape.depth, x, list(weights)),
                 (name, shape.depth, x.bfloat16(), list(cast(weights, torch.bfloat16))),
+                (name, shape.depth, x, list(cast(weights, torch.bfloat16))),
             ]
     torch.save(cases, tmp_path / "cases.pt")
     process = in_a_new_process(BETWEEN_FORBIDDEN_PAGES, str(tmp_path / "cases.pt"))
@@ -446,6 +469,10 @@ def test_short_way_equals_the_operator(d_model: int, shape: TreeShape, n_tokens:
             assert y is not None
             assert not y.requires_grad
             assert torch.equal(y, cpu.fff_forward(x, weights, "gelu"))
+            narrow = cast(weights, torch.bfloat16)
+            y = cpu.infer(x, narrow, "gelu")
+            assert y is not None
+            assert torch.equal(y, cpu.fff_forward(x, narrow, "gelu"))
 
 
 def wrong(weights: FFFWeights, x: Tensor) -> dict[str, tuple[Tensor, FFFWeights]]:
@@ -454,7 +481,8 @@ def wrong(weights: FFFWeights, x: Tensor) -> dict[str, tuple[Tensor, FFFWeights]
         "x_not_contiguous": (torch.stack([x] * 2, -1)[..., 0], weights),
         "weights_not_contiguous": (x, weights._replace(leaf_in_weight=wide)),
         "bfloat16": (x.bfloat16(), cast(weights, torch.bfloat16)),
-        "two_dtypes": (x, cast(weights, torch.bfloat16)),
+        "narrower_x": (x.bfloat16(), weights),
+        "two_dtypes": (x, weights._replace(router_bias=weights.router_bias.bfloat16())),
         "meta": (x.to("meta"), FFFWeights(*(w.to("meta") for w in weights))),
         "other_width": (x[:, 1:].contiguous(), weights),
         "nine_weights": (x, weights[:9]),  # type: ignore[dict-item]

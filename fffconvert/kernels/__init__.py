@@ -110,7 +110,7 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
 
     Args:
         x: `(..., d_model)`; any number of tokens, none included.
-        weights: The layer's tensors, in the dtype and on the device of `x`.
+        weights: The layer's tensors, on the device and in the dtype of `x`, or in bfloat16 where that is float32.
         activation: A name in `ACTIVATIONS`.
 
     Returns:

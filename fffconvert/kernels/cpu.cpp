@@ -125,6 +125,16 @@ inline void prefetch(const void* row) {
   for (int i = 0; i < 4; ++i) __builtin_prefetch(static_cast<const char*>(row) + 64 * i);
 }
 
+// Memory that is read next, brought nearer while something else is computed. Line after line, for that is what the
+// processor's own prefetching follows; the loops themselves read a dozen rows at once.
+struct Ahead {
+  const char *line = nullptr, *end = nullptr;
+
+  void fetch(int64_t bytes) {
+    for (; bytes > 0 && line < end; bytes -= 64, line += 64) __builtin_prefetch(line, 0, 2);
+  }
+};
+
 // ---- Activations: float accuracy, NaN in gives NaN out, infinities as PyTorch has them.
 
 inline Vec poly(Vec x, std::initializer_list<float> highest_first) {
@@ -227,11 +237,9 @@ void differentiate(int64_t activation, float* h, float* grad, int64_t n) {
 
 // ---- The two loops.
 
-// c[t * ROW + n] = a[t] . b[n]. Four tokens leave time to bring more data nearer: `ahead` and the row `next`. With
-// fewer the wait is for b, and every further read makes it longer.
+// c[t * ROW + n] = a[t] . b[n]. Four tokens leave time to bring the row `next` nearer, too.
 template <int T, int N, class E>
-inline void dots(const float* const* a, const E* const* b, const E* const* ahead, const float* next, int64_t d,
-                 float* c) {
+inline void dots(const float* const* a, const E* const* b, const float* next, int64_t d, float* c, Ahead& ahead) {
   Vec sum[T * N + 3] = {};
   auto add = [&](int64_t i, auto n) {
     Vec weight[N];
@@ -243,7 +251,7 @@ inline void dots(const float* const* a, const E* const* b, const E* const* ahead
   };
   int64_t i = 0;
   for (; i + LINE <= d; i += LINE) {
-    for (int j = 0; j < N && T == 4; ++j) __builtin_prefetch(ahead[j] + i, 0, 2);
+    ahead.fetch(N * LINE * sizeof(E));
     if (T == 4) __builtin_prefetch(next + i);
     for (int k = 0; k < LINE; k += LANES) add(i + k, Full{});
   }
@@ -259,11 +267,12 @@ inline void dots(const float* const* a, const E* const* b, const E* const* ahead
 // y[r] (+)= bias + sum over k of c[r * c_row + k * c_col] * rows[k], for the columns from `begin` to `end`
 template <int R, class E>
 [[gnu::noinline]] void combine(float* const* y, const float* c, int64_t c_row, int64_t c_col, const E* const* rows,
-                    int64_t n_rows, const E* bias, bool accumulate, int64_t begin, int64_t end) {
+                    int64_t n_rows, const E* bias, bool accumulate, int64_t begin, int64_t end, Ahead ahead = {}) {
   constexpr int WIDE = R == 1 ? 8 : R == 2 ? 4 : 2;
   auto strip = [&](int64_t i, auto vectors, auto n) {
     constexpr int S = decltype(vectors)::value;
     Vec sum[R][S];
+    ahead.fetch(n_rows * S * LANES * sizeof(E));
     for (int s = 0; s < S; ++s) {
       Vec start = bias ? load(bias + i + s * LANES, n) : Vec{};
       for (int r = 0; r < R; ++r) sum[r][s] = accumulate ? load(y[r] + i + s * LANES, n) + start : start;
@@ -287,13 +296,13 @@ template <int R, class E>
 
 // next: T rows
 template <int T, class E>
-[[gnu::noinline]] void all_dots(const float* const* a, const E* const* b, const E* const* ahead,
-                                const float* const* next, int64_t n, int64_t d, float* c) {
+[[gnu::noinline]] void all_dots(const float* const* a, const E* const* b, const float* const* next, int64_t n,
+                                int64_t d, float* c, Ahead ahead) {
   constexpr int N = 12 / T;  // with their operands, as many sums as AVX2 has registers
   int64_t i = 0;
-  for (; i + N <= n; i += N) dots<T, N>(a, b + i, ahead + i, next[i / N % T], d, c + i);
-  for (; N > 3 && i + 3 <= n; i += 3) dots<T, 3>(a, b + i, ahead + i, a[0], d, c + i);
-  for (; i < n; ++i) dots<T, 1>(a, b + i, ahead + i, a[0], d, c + i);
+  for (; i + N <= n; i += N) dots<T, N>(a, b + i, next[i / N % T], d, c + i, ahead);
+  for (; N > 3 && i + 3 <= n; i += 3) dots<T, 3>(a, b + i, a[0], d, c + i, ahead);
+  for (; i < n; ++i) dots<T, 1>(a, b + i, a[0], d, c + i, ahead);
 }
 
 // The score of a token at a router. The order of summation is fixed: the path of a token must not depend on its
@@ -332,9 +341,15 @@ inline int64_t run_end(int64_t begin, int64_t limit, Key key) {
 // Some neurons of a leaf: its own, of which there may be fewer than n or none, then those of the nodes above.
 template <class E>
 struct Neurons {
-  int64_t n, own;
+  int64_t n = 0, own = 0;
   const E *ins[BLOCK], *outs[BLOCK];
   const E* gates[BLOCK];  // input weights of the own ones' gates
+
+  // The own ones' rows of d, which lie one after the other.
+  Ahead ahead(const E* const* rows, int64_t d) const {
+    auto first = reinterpret_cast<const char*>(rows[0]);
+    return own ? Ahead{first, first + own * d * sizeof(E)} : Ahead{};
+  }
 };
 
 template <class E>
@@ -427,10 +442,11 @@ void sort_by_leaf(const int32_t* leaf, int64_t n, int64_t depth, Paths paths) {
 }
 
 // T tokens through some neurons: to[t] (+)= bias + sum over them of finish(from[t] . ins) * outs. Backward, ins and
-// outs are exchanged: the gradient enters where the output left.
+// outs are exchanged: the gradient enters where the output left. Those that come `then` are brought nearer.
 template <int T, class E, class Finish>
-inline void through(const Tree<E>& tree, const Neurons<E>& b, bool backward, const Paths& paths, int64_t position,
-                    int64_t last, const float* from, float* to, const E* bias, bool accumulate, Finish finish) {
+inline void through(const Tree<E>& tree, const Neurons<E>& b, const Neurons<E>& then, bool backward,
+                    const Paths& paths, int64_t position, int64_t last, const float* from, float* to, const E* bias,
+                    bool accumulate, Finish finish) {
   alignas(64) float c[T * ROW] = {};
   const float *source[T], *next[T];
   float* target[T];
@@ -441,10 +457,13 @@ inline void through(const Tree<E>& tree, const Neurons<E>& b, bool backward, con
     target[t] = to + paths.token[position + t] * d;
   }
   const E* const *ins = backward ? b.outs : b.ins, *const *outs = backward ? b.ins : b.outs;
-  all_dots<T>(source, ins, outs, next, backward ? b.n : b.own, d, c);  // nodes' scores are known from routing
-  if (tree.inputs == 2 && !backward) all_dots<T>(source, b.gates, b.gates, next, b.own, d, c + BLOCK);
+  Ahead ins_then = then.ahead(backward ? then.outs : then.ins, d);
+  Ahead outs_then = then.ahead(backward ? then.ins : then.outs, d);
+  all_dots<T>(source, ins, next, backward ? b.n : b.own, d, c, ins_then);  // nodes' scores are known from routing
+  if (tree.inputs == 2 && !backward)
+    all_dots<T>(source, b.gates, next, b.own, d, c + BLOCK, then.ahead(then.gates, d));
   for (int t = 0; t < T; ++t) finish(position + t, c + t * ROW, c + t * ROW + BLOCK);
-  combine<T>(target, c, ROW, 1, outs, b.n, bias, accumulate, 0, d);
+  combine<T>(target, c, ROW, 1, outs, b.n, bias, accumulate, 0, d, outs_then);
   const E* no_bias = nullptr;
   if (tree.inputs == 2 && backward) combine<T>(target, c + BLOCK, ROW, 1, b.gates, b.own, no_bias, true, 0, d);
 }
@@ -460,11 +479,16 @@ void leaves(const Tree<E>& tree, bool backward, const Paths& paths, int64_t n_to
       int64_t leaf = paths.leaf[begin];
       stop = run_end(begin, end, [&](int64_t p) { return paths.leaf[p]; });
       for (int64_t first = 0; first == 0 || first < tree.neurons(); first += BLOCK) {
-        Neurons<E> b = tree.block(leaf, first);
+        Neurons<E> b = tree.block(leaf, first), then;
+        if (first + BLOCK < tree.neurons())
+          then = tree.block(leaf, first + BLOCK);
+        else if (stop < end)
+          then = tree.block(paths.leaf[stop], 0);
         const E* bias = tree.out_bias && !backward && first == 0 ? tree.out_bias + leaf * d : nullptr;
         auto done = [&](int64_t position, float* c, float* gates) { finish(b, leaf, first, position, c, gates); };
         in_groups(begin, stop, [&](int64_t p, auto count) {
-          through<count()>(tree, b, backward, paths, p, end - 1, from, to, bias, accumulate || first > 0, done);
+          through<count()>(tree, b, then, backward, paths, p, end - 1, from, to, bias, accumulate || first > 0, done);
+          then.own = 0;  // once is enough
         });
       }
     }
@@ -658,7 +682,7 @@ std::vector<Tree<E>> trees_of(const Views& w) {
 void expect(const View& t, const char* name, ScalarType type, const int64_t* shape, int64_t dim) {
   STD_TORCH_CHECK(t.dim == dim && std::equal(shape, shape + dim, t.sizes), "fffconvert: ", name,
                   " does not fit the other tensors");
-  STD_TORCH_CHECK(t.type == type, "fffconvert: ", name, " has another dtype than x");
+  STD_TORCH_CHECK(t.type == type, "fffconvert: ", name, " has another dtype than the other tensors");
 }
 
 void expect(const View& t, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
@@ -677,9 +701,11 @@ Tensor as(const Tensor& t, ScalarType type) {
 
 // The number of tokens in x. Every later read is inside the shapes that are tested here.
 int64_t check(const View& x, const Views& w) {
-  auto type = x.type;
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
+  auto type = w[3].type;  // of all weights: that of x, or narrower
+  STD_TORCH_CHECK(x.type == ScalarType::Float || x.type == ScalarType::BFloat16,
                   "fffconvert: x must be float32 or bfloat16");
+  STD_TORCH_CHECK(type == x.type || type == ScalarType::BFloat16,
+                  "fffconvert: leaf_in_weight has another dtype than x");
   STD_TORCH_CHECK(x.dim > 0 && w[2].dim == 3 && w[3].dim == 4 && w[5].dim == 4 && w[7].dim == 2 && w[9].dim == 2,
                   "fffconvert: x must be (..., d_model), and weights as FFFWeights has them");
   int64_t n = 1, d = x.size(x.dim - 1), trees = w[3].size(0), leaves = w[3].size(1), width = w[5].size(2);
@@ -743,7 +769,7 @@ Tensor fff(Tensor x, Weights weights, int64_t activation) {
   int64_t n = check(view(x), w);
   Tensor input = dense(as(x, ScalarType::Float));
   Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
-  with_type(x.scalar_type(), [&](auto element) {
+  with_type(w[3].type, [&](auto element) {
     auto trees = trees_of<decltype(element)>(w);
     std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
     layer_forward(trees, n, floats(input), floats(y), activation, paths.get(), nullptr);
@@ -761,7 +787,7 @@ std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t 
   Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
   Tensor paths = new_tensor({w[3].size(0) + (w[7].size(0) > 0), 2, n}, ScalarType::Int);
   Tensor pre;
-  with_type(x.scalar_type(), [&](auto element) {
+  with_type(w[3].type, [&](auto element) {
     auto trees = trees_of<decltype(element)>(w);
     pre = new_tensor({n * kept_of(trees)}, ScalarType::Float);
     layer_forward(trees, n, floats(input), floats(y), activation, ints(paths), floats(pre));
@@ -775,9 +801,9 @@ std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor 
   Views w = views(weights);
   View like = view(x);
   int64_t n = check(like, w), n_trees = w[3].size(0);
-  auto type = x.scalar_type();
+  auto type = w[3].type;
   bool emitting = w[2].size(1) > 0, trunk = w[7].size(0) > 0;
-  expect(view(grad), "grad", type, like.sizes, like.dim);
+  expect(view(grad), "grad", like.type, like.sizes, like.dim);
   expect(view(paths), "paths", ScalarType::Int, {n_trees + trunk, 2, n});
   Tensor xs = dense(as(x, ScalarType::Float)), gy = dense(as(grad, ScalarType::Float));
   Tensor gx = new_tensor(sizes_of(x), ScalarType::Float);
@@ -810,7 +836,7 @@ std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor 
       at += n * trees[t].kept();
     }
   });
-  std::vector<Tensor> result = {as(gx, type)};
+  std::vector<Tensor> result = {as(gx, like.type)};
   for (Tensor& t : grads) result.push_back(as(t, type));
   return result;
 }
@@ -854,31 +880,33 @@ bool unobserved() {
          !c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE);
 }
 
-// A Python tensor as a view, where it is contiguous float32 in the CPU's memory.
+// A Python tensor as a view, where it is contiguous float32 or bfloat16 in the CPU's memory.
 bool plain(const DLPackExchangeAPI* api, void* object, View& v) {
   DLTensor t;
   if (!object || api->dltensor_from_py_object_no_sync(object, &t) != 0) return false;
-  v = {t.data, t.shape, t.ndim, ScalarType::Float};
+  bool wide = t.dtype.code == kDLFloat && t.dtype.bits == 32, narrow = t.dtype.code == kDLBfloat;
+  v = {t.data, t.shape, t.ndim, wide ? ScalarType::Float : ScalarType::BFloat16};
   int64_t stride = 1;
   bool dense = t.data;
   for (int64_t i = t.ndim; i-- > 0; stride *= t.shape[i]) dense &= t.shape[i] == 1 || t.strides[i] == stride;
-  return t.device.device_type == kDLCPU && t.dtype.code == kDLFloat && t.dtype.bits == 32 &&
-         (dense || stride == 0);
+  return t.device.device_type == kDLCPU && (wide || narrow) && (dense || stride == 0);
 }
 
 bool infer(const DLPackExchangeAPI* api, void* x, void* weights, int64_t activation, void* y) {
   View from, to;
   Views w;
-  if (!unobserved() || !plain(api, x, from) || !plain(api, y, to)) return false;
+  if (!unobserved() || !plain(api, x, from) || !plain(api, y, to) || from.type != ScalarType::Float) return false;
   for (int i = 0; i < 10; ++i)
     if (!plain(api, PyTuple_GetItem(weights, i), w[i])) return false;
   int64_t n = check(from, w);
   expect(to, "y", ScalarType::Float, from.sizes, from.dim);
-  auto trees = trees_of<float>(w);
-  std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
-  Unlocked others;
-  layer_forward(trees, n, static_cast<float*>(from.data), static_cast<float*>(to.data), activation, paths.get(),
-                nullptr);
+  with_type(w[3].type, [&](auto element) {
+    auto trees = trees_of<decltype(element)>(w);
+    std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
+    Unlocked others;
+    layer_forward(trees, n, static_cast<float*>(from.data), static_cast<float*>(to.data), activation, paths.get(),
+                  nullptr);
+  });
   return true;
 }
 

@@ -171,7 +171,7 @@ def _fake_backward(_: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> l
     need_weights = rest[-1]
     kept = _differentiable(weights) if need_weights else [False] * len(weights)
     shapes = [w.shape if keep else (0,) for w, keep in zip(weights, kept, strict=True)]
-    return [x.new_empty(x.shape), *(x.new_empty(shape) for shape in shapes)]
+    return [x.new_empty(x.shape), *(w.new_empty(shape) for w, shape in zip(weights, shapes, strict=True))]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -205,8 +205,8 @@ def _register() -> None:
 def infer(x: Tensor, weights: FFFWeights, activation: str) -> Tensor | None:
     """`fff_forward` without gradients and without the dispatcher, whose call costs more than a token does.
 
-    None where the dispatcher is needed, or the kernel has to be asked in another way: a dtype other than float32,
-    memory that is not contiguous or not a CPU's, tracing, transformations, modes, wrong shapes.
+    None where the dispatcher is needed, or the kernel has to be asked in another way: inputs in a dtype other than
+    float32, memory that is not contiguous or not a CPU's, tracing, transformations, modes, wrong shapes.
     """
     if _infer is None or x.is_neg():  # memory that holds -x
         return None
@@ -215,7 +215,7 @@ def infer(x: Tensor, weights: FFFWeights, activation: str) -> Tensor | None:
 
 
 def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
-    """`reference.fff_forward` by the kernel; float32 and bfloat16 on a CPU, once `load` has succeeded."""
+    """`reference.fff_forward` by the kernel; float32 and bfloat16 on a CPU, or bfloat16 weights for float32 inputs."""
     tensors, number = list(weights), _NUMBERS[activation]
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in tensors)):
         y: Tensor = torch.ops.fffconvert.fff_train.default(x, tensors, weights.depth, number)[0]

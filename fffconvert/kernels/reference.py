@@ -8,7 +8,7 @@ multiplied by `gate . x + bias`.
 
 Autograd differentiates it as it stands. The choice of the path is hard, so routers that do not emit
 get no gradient. Tokens are taken leaf by leaf: time and memory grow with the leaves that are used,
-not with those that exist.
+not with those that exist. Weights that are stored in fewer bits than `x` has are computed with in its dtype.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def dense_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, out_weight: Tensor,
         `(n_tokens, d_model)`.
     """
     gated = len(in_weight) > len(out_weight)
+    in_weight, in_bias, out_weight = (w.to(x.dtype) for w in (in_weight, in_bias, out_weight))
     return neurons(x, in_weight, in_bias, activation, gated) @ out_weight
 
 
@@ -159,7 +160,7 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str, leaves: Leaves 
 
     Args:
         x: `(..., d_model)`; any number of tokens, none included.
-        weights: The layer's tensors, in the dtype and on the device of `x`.
+        weights: The layer's tensors, on the device and in the dtype of `x` or in a narrower one.
         activation: A name in `ACTIVATIONS`.
         leaves: How tokens are taken through their leaves; what can run no loop has another way.
 
