@@ -120,7 +120,7 @@ class Calibration:
 
 
 class Rows:
-    """What is collected of the first tokens, batch after batch, in a table of `(n_tokens, d_model)`."""
+    """What is collected of the first tokens, batch after batch, in a table of `(n_tokens, ...)`."""
 
     table: Tensor
 
@@ -128,9 +128,9 @@ class Rows:
         self.n_tokens, self.n_filled = n_tokens, 0
 
     def add(self, rows: Tensor) -> None:
-        """Adds rows `(n_rows, d_model)`."""
+        """Adds rows `(n_rows, ...)`; none may be wanted of a last, short batch."""
         if self.n_filled == 0:
-            self.table = rows.new_empty(self.n_tokens, rows.shape[1])
+            self.table = rows.new_empty(self.n_tokens, *rows.shape[1:])
         rows = rows[: self.n_tokens - self.n_filled]
         self.table[self.n_filled : self.n_filled + len(rows)] = rows
         self.n_filled += len(rows)
@@ -263,23 +263,19 @@ def hear(
         batches: Padded batches.
         n_tokens: Tokens to keep, from the first; the batches have as many.
     """
-    kept: list[Tensor] = []  # per place (n_tokens, n_uses, d_model)
-    n_kept = 0
+    kept = [Rows(n_tokens) for _ in places]  # tables of (n_tokens, n_uses, d_model)
     with evaluating(model), undivided(model), onednn_on(model.device), ExitStack() as stack:
         heard = [stack.enter_context(listening(place)) for place in places]
         for batch in track(batches, READING):
             base_of(model)(**on(model.device, batch))
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
-            n_new = min(int(real.sum()), n_tokens - n_kept)  # none may be wanted of a last, short batch
-            for number, calls in enumerate(heard):
+            for rows, calls in zip(kept, heard, strict=True):
                 x = torch.cat(calls, 1).to("cpu", torch.float32)  # (n_texts, n_uses * n_tokens, d_model)
-                uses = x.unflatten(1, (-1, real.shape[1])).transpose(1, 2)[real]  # (n_real, n_uses, d_model)
-                if number == len(kept):
-                    kept.append(torch.empty(n_tokens, *uses.shape[1:]))
-                kept[number][n_kept : n_kept + n_new] = uses[:n_new]
+                rows.add(
+                    x.unflatten(1, (-1, real.shape[1])).transpose(1, 2)[real]
+                )  # (n_real, n_uses, d_model)
                 calls.clear()
-            n_kept += n_new
-    return [rows.flatten(0, 1) for rows in kept]
+    return [rows.table.flatten(0, 1) for rows in kept]
 
 
 def sensitivities(

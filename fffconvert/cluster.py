@@ -109,7 +109,8 @@ def grow(
             neurons_here = (node_of_neuron == node).nonzero()[:, 0]
             neurons = in_weight[neurons_here]
             direction = neuron_direction(neurons, weights[(node - 1) // 2], seed + node)
-            right = goes_right(neurons @ direction - median(neurons @ direction))
+            along = neurons @ direction
+            right = goes_right(along - median(along))
             node_of_neuron[neurons_here] = child(node, right.long())
         scores = project(inputs, here, direction)
         spread = spread_of(scores)

@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
@@ -27,6 +26,7 @@ from fffconvert.families import (
     Family,
     family_named,
     family_of,
+    ffn_inputs_of,
     replace_ffns,
     replace_projections,
 )
@@ -136,19 +136,22 @@ class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[m
 
 
 def install(model: PreTrainedModel, family: Family) -> None:
-    """Replaces the FFNs of `model` by what its configuration names, and the projections by faster ones or by int8.
-
-    Trees beside int8 projections are in bfloat16, which `from_pretrained` keeps as it finds it here.
-    """
+    """Replaces the FFNs of `model` by what its configuration names, and the projections by faster ones or by int8."""
     config = model.config
     shape = shape_of(config)
     d_model, activation = getattr(config, family.d_model), getattr(config, family.activation)
-    dtype = torch.bfloat16 if config.int8_projections else torch.get_default_dtype()
-    replace_ffns(model, family, lambda: FFF(shape, d_model, activation).to(dtype))
+    replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
     if config.int8_projections:
         replace_projections(model, family, lambda layer: Int8Linear(layer.in_features, layer.out_features))
+        narrow_trees(model, family)
     else:
         replace_projections(model, family, Projection.of)
+
+
+def narrow_trees(model: PreTrainedModel, family: Family) -> None:
+    """Stores the trees of an int8 model in bfloat16; `from_pretrained` keeps the dtype that it finds in a new model."""
+    for tree in ffn_inputs_of(model, family):
+        tree.bfloat16()
 
 
 @cache

@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fffconvert.calibration import Text, encode, evaluating, readable_length
 from fffconvert.errors import UserError
 from fffconvert.families import base_of, replace_projections
-from fffconvert.fff import FFF
 from fffconvert.int8 import Int8Linear
-from fffconvert.modeling import converted_family, refuse_dense
+from fffconvert.modeling import converted_family, narrow_trees, refuse_dense
 from fffconvert.recipe import MAX_LENGTH
 
 TEXTS_TO_COMPARE = 64
@@ -41,10 +40,9 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
         )
     quantized = deepcopy(model)
     quantized.config.int8_projections = True
-    replace_projections(quantized, converted_family(model.config), Int8Linear.from_linear)
-    for module in quantized.modules():
-        if isinstance(module, FFF):
-            module.bfloat16()
+    family = converted_family(model.config)
+    replace_projections(quantized, family, Int8Linear.from_linear)
+    narrow_trees(quantized, family)
     return quantized.eval()
 
 

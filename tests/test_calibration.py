@@ -314,7 +314,7 @@ def test_nothing_stays_switched_while_a_failure_is_looked_at(
     calibration = calibrate(classifier.train(), tokenizer, sentences(3), 20)
     calibration.batches[0]["attention_mask"] = torch.ones(1, 1)
     reading = calibration.read_by(classifier)
-    with pytest.raises(RuntimeError) as failure:
+    with pytest.raises(RuntimeError, match="is invalid for input") as failure:
         reading.inputs_of(classifier.bert.encoder.layer[0].intermediate, "")
     assert classifier.training
     assert len(_get_current_function_mode_stack()) == 0

@@ -273,9 +273,8 @@ def test_bfloat16_weights_of_float32_inputs_are_the_numbers_that_they_hold(
         else:
             assert found.dtype == (torch.float32 if name in ("x", "y") else torch.bfloat16)
             torch.testing.assert_close(found, wanted.to(found.dtype))
-    found = gradients(
-        reference.fff_forward, x, weights, "gelu"
-    )  # its gradients of nodes are summed in bfloat16
+    # its gradients of nodes are summed in bfloat16
+    found = gradients(reference.fff_forward, x, weights, "gelu")
     torch.testing.assert_close([found["y"], found["x"]], [plain["y"], plain["x"]])
 
 

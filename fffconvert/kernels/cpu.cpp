@@ -764,16 +764,21 @@ void layer_forward(const std::vector<Tree<E>>& trees, int64_t n, const float* x,
   }
 }
 
+// y (n, d) from x (n, d), keeping nothing for a backward pass.
+void infer_layer(const Views& w, int64_t n, const float* x, float* y, int64_t activation) {
+  with_type(w[3].type, [&](auto element) {
+    auto trees = trees_of<decltype(element)>(w);
+    std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
+    layer_forward(trees, n, x, y, activation, paths.get(), nullptr);
+  });
+}
+
 Tensor fff(Tensor x, Weights weights, int64_t activation) {
   Views w = views(weights);
   int64_t n = check(view(x), w);
   Tensor input = dense(as(x, ScalarType::Float));
   Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
-  with_type(w[3].type, [&](auto element) {
-    auto trees = trees_of<decltype(element)>(w);
-    std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
-    layer_forward(trees, n, floats(input), floats(y), activation, paths.get(), nullptr);
-  });
+  infer_layer(w, n, floats(input), floats(y), activation);
   return as(y, x.scalar_type());
 }
 
@@ -900,13 +905,8 @@ bool infer(const DLPackExchangeAPI* api, void* x, void* weights, int64_t activat
     if (!plain(api, PyTuple_GetItem(weights, i), w[i])) return false;
   int64_t n = check(from, w);
   expect(to, "y", ScalarType::Float, from.sizes, from.dim);
-  with_type(w[3].type, [&](auto element) {
-    auto trees = trees_of<decltype(element)>(w);
-    std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
-    Unlocked others;
-    layer_forward(trees, n, static_cast<float*>(from.data), static_cast<float*>(to.data), activation, paths.get(),
-                  nullptr);
-  });
+  Unlocked others;
+  infer_layer(w, n, static_cast<float*>(from.data), static_cast<float*>(to.data), activation);
   return true;
 }
 
