@@ -2,7 +2,8 @@
 
     python -m benchmarks.layer [--case NAME] [--threads N] [--seconds S] [--json FILE]
 
-`fffconvert benchmark` times the layer of a model of yours; here the shapes are fixed and the weights random.
+`fffconvert benchmark` times the layers of a model of yours; here the shapes are fixed and the weights random. Several
+layers are called one after the other, each on other tokens at every call, so weights come from memory as in a model.
 Medians in microseconds, taken in turn. `of GEMM` is the share of the rate at which a large matrix product
 multiplies in the same run, counting routers, leaf and trunk.
 """
@@ -22,7 +23,16 @@ from torch import Tensor, nn
 from fffconvert import display
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference, status
-from fffconvert.latency import Run, Timing, machine_name, runs_of, time_row, with_reference
+from fffconvert.latency import (
+    FEWEST_INPUTS,
+    Run,
+    Timing,
+    in_pieces,
+    machine_name,
+    runs_of,
+    time_row,
+    with_reference,
+)
 from fffconvert.projection import ONEDNN, Projection, product
 from fffconvert.tables import show_absent, show_timings
 from fffconvert.tree import TreeShape
@@ -30,11 +40,12 @@ from fffconvert.tree import TreeShape
 
 @dataclass(frozen=True)
 class Case:
-    """A dense layer, the tree that stands for it, and what to time them on."""
+    """A dense layer, the tree that stands for it, how many of each, and what to time them on."""
 
     d_model: int
     n_neurons: int
     shape: TreeShape
+    n_layers: int
     tokens: tuple[int, ...] = (1, 16, 128, 1024, 4096)
     trained_on: tuple[int, ...] = (640, 4096)
     dtype: torch.dtype = torch.float32
@@ -43,17 +54,19 @@ class Case:
     def bytes_needed(self) -> int:
         """The weights of both, and as much again as the largest of them takes while it is drawn."""
         dense = 2 * self.n_neurons * self.d_model
-        return self.dtype.itemsize * (2 * dense + self.shape.n_parameters(self.d_model))
+        trees = self.shape.n_parameters(self.d_model)
+        return self.dtype.itemsize * (self.n_layers * (dense + trees) + dense)
 
 
 CASES = {
-    "minilm": Case(384, 1536, TreeShape(depth=7, leaf_width=12)),
-    "bert": Case(768, 3072, TreeShape(depth=7, leaf_width=12)),
-    "paper": Case(768, 4095, TreeShape(depth=11, leaf_width=1, emitting=True)),
+    "minilm": Case(384, 1536, TreeShape(depth=7, leaf_width=12), n_layers=6),
+    "bert": Case(768, 3072, TreeShape(depth=7, leaf_width=12), n_layers=12),
+    "paper": Case(768, 4095, TreeShape(depth=11, leaf_width=1, emitting=True), n_layers=12),
     "gpt3": Case(
         12_288,
         49_152,
         TreeShape(depth=15, leaf_width=1, emitting=True),
+        n_layers=1,  # no cache holds it
         tokens=(1,),
         trained_on=(),
         dtype=torch.bfloat16,
@@ -61,12 +74,16 @@ CASES = {
 }
 
 
-def build(case: Case) -> tuple[nn.Sequential, FFF]:
-    """The dense layer and the tree, with random weights, in the case's dtype from the start."""
+def build(case: Case) -> tuple[list[nn.Sequential], list[FFF]]:
+    """The dense layers and the trees, with random weights, in the case's dtype from the start."""
+    d_model, n_neurons = case.d_model, case.n_neurons
     torch.set_default_dtype(case.dtype)
     try:
-        up, down = nn.Linear(case.d_model, case.n_neurons), nn.Linear(case.n_neurons, case.d_model)
-        return nn.Sequential(up, nn.GELU(), down), FFF(case.shape, case.d_model, "gelu")
+        dense = [
+            nn.Sequential(nn.Linear(d_model, n_neurons), nn.GELU(), nn.Linear(n_neurons, d_model))
+            for _ in range(case.n_layers)
+        ]
+        return dense, [FFF(case.shape, d_model, "gelu") for _ in range(case.n_layers)]
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -116,16 +133,16 @@ def measure(name: str, seconds: float, rate: float) -> list[Timing]:
             f"{available / 2**30:.1f} GiB are free"
         )
         return []
-    dense, fff = build(case)
+    dense, fffs = build(case)
     title = f"{name}: d_model {case.d_model}, dense {case.n_neurons}, {case.shape}, {case.dtype}"
     rows, absent = [], dict[str, str]()
     for n_tokens in case.tokens:
-        x = torch.randn(n_tokens, case.d_model).to(case.dtype)
+        tokens = torch.randn(case.n_layers, max(n_tokens, FEWEST_INPUTS), case.d_model).to(case.dtype)
         with torch.inference_mode():
-            layers = with_reference(dense, fff)
+            layers = with_reference(dense, fffs)
             if ONEDNN and case.dtype == torch.float32:
-                layers["dense oneDNN"] = by_onednn(dense)
-            runs = runs_of(layers, x, ("dense",), absent)
+                layers["dense oneDNN"] = [by_onednn(layer) for layer in dense]
+            runs = runs_of(layers, in_pieces(list(tokens), n_tokens), ("dense",), absent)
             rows.append(time_row("layer", str(n_tokens), threads, runs, seconds))
     show_timings(f"{title}, threads: {threads}", to_dicts(rows), 1000)
     show_absent(absent)
@@ -136,7 +153,7 @@ def measure(name: str, seconds: float, rate: float) -> list[Timing]:
     )
     trained = []
     for n_tokens in case.trained_on:
-        runs = training_runs(dense, fff, torch.randn(n_tokens, case.d_model))
+        runs = training_runs(dense[0], fffs[0], torch.randn(n_tokens, case.d_model))
         trained.append(time_row("layer, forward and backward", str(n_tokens), threads, runs, seconds))
     if trained:
         show_timings(f"{name}, forward and backward, threads: {threads}", to_dicts(trained), 1000)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -143,10 +144,23 @@ def load_config(name: str) -> PreTrainedConfig:
     try:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(name))
     except (*UNREADABLE, HFValidationError, StrictDataclassError) as error:
+        near = near_folder(name)
         raise UserError(
-            f"{name} could not be loaded; expected the folder of a saved model, or a Hub id and access to the Hub "
-            f"({first_line(error)})"
+            f"{name} could not be loaded; "
+            + (f"did you mean {near}? " if near else "")
+            + f"expected the folder of a saved model, or a Hub id and access to the Hub ({first_line(error)})"
         ) from error
+
+
+def near_folder(name: str) -> str | None:
+    """The folder of a saved model whose name is nearly `name`, for a mistyped one looks like a Hub id."""
+    path = Path(name)
+    if path.is_dir():
+        return None
+    home = next(parent for parent in path.parents if parent.is_dir())
+    depth = len(path.parts) - len(home.parts)
+    folders = [str(file.parent) for file in home.glob("/".join(["*"] * depth) + "/config.json")]
+    return next(iter(get_close_matches(name, folders, n=1)), None)
 
 
 def head_class(name: str, config: PreTrainedConfig) -> Any:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from fffconvert import onnx
 from fffconvert.calibration import evaluating, listening
@@ -24,7 +26,7 @@ from fffconvert.display import track
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text, replace_projections
 from fffconvert.fff import FFF
-from fffconvert.kernels import ACTIVATIONS, reference
+from fffconvert.kernels import reference
 from fffconvert.modeling import config_with, converted_family, counterpart, dense_class_of, refuse_dense
 from fffconvert.projection import ONEDNN, Projection
 from fffconvert.quantization import quantize
@@ -40,7 +42,9 @@ MODEL_SIZES = ((1, 16), (1, 128), (8, 128))  # batch, length
 FULL_MODEL_SIZES = tuple((batch, length) for batch in (1, 8, 32) for length in (16, 128, 384))
 SECONDS_PER_ROW = 3.0
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
-LONG_ENOUGH = 5e-4  # seconds; what is quicker is repeated, for the clock and the caches' sake
+LONG_ENOUGH = 2e-3  # seconds; what is quicker is called several times
+MOST_CALLS = 100
+FEWEST_INPUTS = 128  # tokens that a layer is timed on, few at a time or all at once
 WIDE_SPREAD = 0.25  # interquartile range over median, past which a machine was busy with something else
 
 
@@ -87,7 +91,10 @@ def benchmark(
     others: bool = True,
     seconds_per_row: float = SECONDS_PER_ROW,
 ) -> Latency:
-    """Times one layer, and the whole model, beside the dense original and the model with FFNs removed.
+    """Times the layers, and the whole model, beside the dense original and the model with FFNs removed.
+
+    Layers are called one after the other, each on what it gets in the model, and then again on other tokens: what a
+    call computes with comes from memory, as in a model, unless the caches hold all of its layers.
 
     Args:
         model: A converted model, on the CPU.
@@ -131,19 +138,20 @@ def benchmark(
             ids = random_ids(model.config, 2, 16)
             in_onnx, absent = onnx.prepare(dense, model, ids, Path(folder))
         stack.enter_context(torch.inference_mode())
-        layers = middle_layers(model, dense, family)
+        layers = with_reference(dense_ffns(dense, family), cast(list[FFF], ffn_inputs_of(model, family)))
         if "dense oneDNN" in models:
-            layers["dense oneDNN"] = middle_layers(model, models["dense oneDNN"], family)["dense"]
-        layer_inputs = inputs_of_middle_layer(model, family, max(layer_tokens, default=1))
+            layers["dense oneDNN"] = dense_ffns(models["dense oneDNN"], family)
+        layer_inputs = inputs_of_layers(model, family, max((*layer_tokens, FEWEST_INPUTS)))
         for threads, size in track(settings, "Measuring latency"):
             with using_threads(threads):
                 if isinstance(size, int):
                     also = ("dense",) if others else ()
-                    runs = runs_of(layers, layer_inputs[:size], also, absent)
+                    runs = runs_of(layers, in_pieces(layer_inputs, size), also, absent)
                     rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
                     continue
                 ids = random_ids(model.config, *size)
-                runs = runs_of(models, ids, COMPILED if others else (), absent)
+                whole = {name: [each] for name, each in models.items()}
+                runs = runs_of(whole, [[ids]], COMPILED if others else (), absent)
                 runs |= {name: onnx.run(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
     return Latency(machine_name(), rows, absent)
@@ -200,52 +208,71 @@ def random_ids(config: PreTrainedConfig, batch: int, length: int) -> Tensor:
     return torch.randint(5, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-def inputs_of_middle_layer(model: PreTrainedModel, family: Family, n_tokens: int) -> Tensor:
-    """What the FFF in the middle of the model really gets: `(n_tokens, d_model)`."""
-    places = ffn_inputs_of(model, family)
+def inputs_of_layers(model: PreTrainedModel, family: Family, n_tokens: int) -> list[Tensor]:
+    """What each FFF really gets, `(n_tokens, d_model)`; of one that layers share, in the middle one of these."""
     length = min(64, longest_text(model.config))
-    with listening(places[len(places) // 2]) as heard:
+    with ExitStack() as stack:
+        heard = [stack.enter_context(listening(place)) for place in ffn_inputs_of(model, family)]
         model(input_ids=random_ids(model.config, -(-n_tokens // length), length))
-    return heard[len(heard) // 2].flatten(0, 1)[:n_tokens]  # the middle use, where layers share one FFN
+    return [inputs[len(inputs) // 2].flatten(0, 1)[:n_tokens] for inputs in heard]
 
 
-def middle_layers(model: PreTrainedModel, dense: PreTrainedModel, family: Family) -> dict[str, Layer]:
-    """The dense FFN and the FFF in the middle of the model, and the reference."""
-    layers = layers_of(dense, family)
-    middle = len(layers) // 2
-    up, down, place = (layers[middle].get_submodule(path) for path in (family.up, family.down, family.place))
-    activation = ACTIVATIONS[getattr(model.config, family.activation)]
-
-    def dense_layer(x: Tensor) -> Tensor:
-        return down(activation(up(x)))
-
-    whole = dense_layer if family.bypassed else place  # nothing is bypassed where the place is the whole FFN
-    return with_reference(whole, cast(FFF, ffn_inputs_of(model, family)[middle]))
+def in_pieces(inputs: Sequence[Tensor], n_tokens: int) -> list[Sequence[Tensor]]:
+    """Each layer's inputs, `n_tokens` at a time."""
+    return [x[: len(x) // n_tokens * n_tokens].split(n_tokens) for x in inputs]
 
 
-def with_reference(dense: Layer, fff: FFF) -> dict[str, Layer]:
-    """A dense FFN and an FFF by name, and the same FFF in plain PyTorch."""
+def dense_ffns(dense: PreTrainedModel, family: Family) -> list[nn.Module]:
+    """The FFNs of a dense model as modules of their own, first layer to last."""
+    if not family.bypassed:  # the place is the whole FFN
+        return ffn_inputs_of(dense, family)
+    activation = ACT2FN[getattr(dense.config, family.activation)]
+    return [
+        nn.Sequential(layer.get_submodule(family.up), activation, layer.get_submodule(family.down))
+        for layer in layers_of(dense, family)
+    ]
 
-    def plain(x: Tensor) -> Tensor:
+
+def with_reference(dense: Sequence[nn.Module], fffs: Sequence[FFF]) -> dict[str, Sequence[Layer]]:
+    """Dense FFNs and FFFs by name, and the same FFFs in plain PyTorch."""
+
+    def plain(fff: FFF, x: Tensor) -> Tensor:
         return reference.fff_forward(x, fff.weights, fff.activation)
 
-    return {"dense": dense, "converted": fff, "reference": plain}
+    return {"dense": dense, "converted": fffs, "reference": [partial(plain, fff) for fff in fffs]}
+
+
+def in_turn(functions: Sequence[Layer], inputs: Sequence[Sequence[Tensor]]) -> Run:
+    """Whatever is called next: one function after the other, each on its own inputs in turn."""
+    turns = zip(*inputs, strict=True)
+    calls = [partial(function, x) for turn in turns for function, x in zip(functions, turn, strict=True)]
+    coming = cycle(calls)
+    return lambda: next(coming)()
 
 
 def runs_of(
-    functions: Mapping[str, Layer], x: Tensor, also_compiled: Sequence[str], absent: dict[str, str]
+    functions: Mapping[str, Sequence[Layer]],
+    inputs: Sequence[Sequence[Tensor]],
+    also_compiled: Sequence[str],
+    absent: dict[str, str],
 ) -> dict[str, Run]:
-    """Functions, some of them compiled as well, ready to be timed on `x`: `(n_tokens, d_model)` or token ids.
+    """Layers, or a model alone, some of them compiled as well, ready to be timed.
 
-    What cannot be compiled is left out, and `absent` says why.
+    Args:
+        functions: By name, one for each layer.
+        inputs: For each layer, what it is called on in turn: tensors of one shape, `(n_tokens, d_model)` or token ids.
+        also_compiled: The names of those to compile.
+        absent: Gets the reason why something cannot be compiled, and is left out.
     """
-    runs: dict[str, Run] = {name: partial(function, x) for name, function in functions.items()}
+    runs = {name: in_turn(each, inputs) for name, each in functions.items()}
     if also_compiled:
         torch._dynamo.reset()  # each size and each number of threads is compiled for itself, past no limit
     for name in also_compiled:
-        run = partial(torch.compile(functions[name], fullgraph=True, dynamic=False), x)
+        compiled = [torch.compile(each, fullgraph=True, dynamic=False) for each in functions[name]]
+        run = in_turn(compiled, inputs)
         try:
-            run()
+            for _ in compiled:  # layers share what the first one was compiled to
+                run()
         except Exception as error:  # noqa: BLE001 - Dynamo, Inductor and the C++ compiler raise what they like
             absent[f"{name} compiled"] = f"not compiled: {type(error).__name__} {first_line(error)}"
         else:
@@ -279,15 +306,18 @@ def time_row(what: str, size: str, threads: int, runs: dict[str, Run], seconds: 
 
 
 def time_in_turn(runs: Sequence[Run], seconds: float) -> list[list[float]]:
-    """Times each of `runs` in turn, round after round, until `seconds` are over; milliseconds.
+    """Times each of `runs` in turn, round after round, until `seconds` are over; milliseconds a call.
 
-    All rounds are full, and there are `FEWEST_ROUNDS` at least.
+    All rounds are full, and there are `FEWEST_ROUNDS` at least. What takes several calls to time has one more before
+    them: after other code that of the first call comes from memory, which in a model it does for one layer of many.
     """
     repeats = [_repeats(run) for run in runs]
     times: list[list[float]] = [[] for _ in runs]
     end = time.perf_counter() + seconds
     while len(times[0]) < FEWEST_ROUNDS or (time.perf_counter() < end and len(times[0]) < MOST_ROUNDS):
         for run, n, taken in zip(runs, repeats, times, strict=True):
+            if n > 1:
+                run()
             start = time.perf_counter()
             for _ in range(n):
                 run()
@@ -298,9 +328,12 @@ def time_in_turn(runs: Sequence[Run], seconds: float) -> list[list[float]]:
 def _repeats(run: Run) -> int:
     """Warms up, and says how many calls are long enough to time."""
     run()
-    start = time.perf_counter()
-    run()
-    return max(1, min(50, int(LONG_ENOUGH / (time.perf_counter() - start))))
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - start)
+    return max(1, min(MOST_CALLS, int(LONG_ENOUGH / min(took))))
 
 
 def machine_name() -> str:

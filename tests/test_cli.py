@@ -391,6 +391,15 @@ def test_a_model_that_cannot_be_read(
     assert listing() == before
 
 
+def test_a_mistyped_folder_is_guessed(dense: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(dense)
+    monkeypatch.chdir(folder.parent.parent)
+    mistyped = f"{folder.parent.name[:-1]}/{folder.name}"  # as a Hub id could be
+    assert f"did you mean {folder.relative_to(Path.cwd())}?" in fail("info", mistyped)
+    assert f"did you mean {folder}?" in fail("info", f"{dense}s")
+    assert "did you mean" not in fail("info", "nobody/nothing")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", ["intermediate.dense.weight", "attention.self.query.bias"])
 def test_weights_that_are_not_finite(

@@ -29,7 +29,7 @@ from fffconvert.families import (
     replace_ffns,
 )
 from fffconvert.inspection import info
-from fffconvert.latency import benchmark, middle_layers, untrained_twin
+from fffconvert.latency import benchmark, dense_ffns, untrained_twin
 from fffconvert.modeling import config_class
 from fffconvert.recipe import Training
 from fffconvert.tree import REMOVED, TreeShape
@@ -195,9 +195,10 @@ def test_info_and_benchmark(
     assert found.n_ffns == len(layers_of(dense, family))
     assert found.active_neurons == pytest.approx(3 + 2 / (3 if found.gated else 2))
     x = torch.randn(5, 16)
-    timed = middle_layers(student, dense, family)["dense"]  # what is timed is what was replaced
-    ffns = read_ffns(dense, family)
-    torch.testing.assert_close(timed(x), ffns[len(ffns) // 2](x), rtol=1e-4, atol=1e-5)
+    for timed, ffn in zip(dense_ffns(dense, family), read_ffns(dense, family), strict=True):
+        torch.testing.assert_close(
+            timed(x), ffn(x), rtol=1e-4, atol=1e-5
+        )  # what is timed is what was replaced
     benchmark(student, dense, sizes=((1, 8),), layer_tokens=(4,), others=False, seconds_per_row=0.0)
 
 

@@ -15,6 +15,7 @@ from fffconvert import latency, onnx
 from fffconvert.cli import main
 from fffconvert.conversion import convert
 from fffconvert.errors import UserError
+from fffconvert.families import FAMILIES
 from fffconvert.fff import FFF
 from fffconvert.projection import ONEDNN
 from fffconvert.quantization import quantize
@@ -135,6 +136,32 @@ def test_converted_models_compile_without_a_graph_break(student):
     with torch.inference_mode():
         compiled = torch.compile(student, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(input_ids=ids).logits, student(input_ids=ids).logits)
+
+
+def test_layers_are_called_in_turn_each_on_tokens_of_its_own():
+    seen: list[tuple[str, list[float]]] = []
+    layers = [lambda x, name=name: seen.append((name, x.flatten().tolist())) for name in ("first", "second")]
+    inputs = [torch.arange(5.0)[:, None], 10 + torch.arange(5.0)[:, None]]
+    run = latency.in_turn(layers, latency.in_pieces(inputs, 2))  # the fifth token fills no piece
+    for _ in range(5):
+        run()
+    assert seen == [
+        ("first", [0, 1]),
+        ("second", [10, 11]),
+        ("first", [2, 3]),
+        ("second", [12, 13]),
+        ("first", [0, 1]),
+    ]
+
+
+def test_layers_get_what_they_get_in_the_model(student):
+    layers = student.bert.encoder.layer
+    ids = latency.random_ids(student.config, 1, 64)
+    with torch.no_grad():
+        first, second = latency.inputs_of_layers(student, FAMILIES["bert"], 10)
+        states = student(ids, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(first, layers[0].attention(states[0])[0][0, :10])
+        torch.testing.assert_close(second, layers[1].attention(states[1])[0][0, :10])
 
 
 def test_the_clock_takes_turns_and_full_rounds():
