@@ -581,12 +581,16 @@ def evaluate(
 )
 @option_size
 @click.option("--full", is_flag=True, help="Time the whole grid of sizes, which takes half an hour or more.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), help="Time for each size; more of it makes medians steadier."
+)
 @option_json
 def benchmark(
     model: str,
     against: str | None,
     sizes: tuple[tuple[int, int], ...],
     full: bool,
+    seconds: float | None,
     json_file: Path | None,
 ) -> None:
     """Measure latency: a layer and the whole MODEL, beside the dense original and FFNs removed.
@@ -597,7 +601,7 @@ def benchmark(
 
     \b
     fffconvert benchmark distilled --json latency.json
-    fffconvert benchmark distilled --size 1x128 --size 8x128
+    fffconvert benchmark distilled --size 1x128 --size 8x128 --seconds 60
     """
     if sizes and full:
         raise UserError("--size and --full are both given; expected one of them")
@@ -608,6 +612,8 @@ def benchmark(
     grid: dict[str, Any] = {"sizes": sizes, "layer_tokens": ()} if sizes else {}
     if full:
         grid = {"sizes": latency.FULL_MODEL_SIZES, "layer_tokens": latency.FULL_LAYER_TOKENS}
+    if seconds is not None:
+        grid["seconds_per_row"] = seconds
     measured = latency.benchmark(checkpoint.load(model).model, dense, **grid).to_dict()
     show_latency(measured)
     write_json(json_file, measured)

@@ -35,6 +35,7 @@ from fffconvert.tree import REMOVED, TreeShape
 Run = Callable[[], object]
 Layer = Callable[[Tensor], object]
 
+LIMIT = "FFNs removed"
 COMPILED = ("dense", "converted")  # the models that are also timed under `torch.compile`
 LAYER_TOKENS = (1, 16, 128)
 FULL_LAYER_TOKENS = (1, 16, 128, 1024, 4096)
@@ -59,6 +60,8 @@ class Timing:
         medians: Milliseconds, by what was run.
         spreads: Interquartile range over median, by what was run.
         steady: Whether the machine was quiet enough for every median to mean something.
+        to_limit: Of a model: the converted one's time over that of the same without FFNs, which was timed in the same
+            round; the median over the rounds.
     """
 
     what: str
@@ -67,6 +70,7 @@ class Timing:
     medians: dict[str, float]
     spreads: dict[str, float]
     steady: bool
+    to_limit: float | None
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def benchmark(
     check_original(model, dense)
     if dense.dtype != model.dtype:  # training is in float32, whatever the original was in
         dense = deepcopy(dense).to(model.dtype)  # type: ignore[arg-type]
-    models = {"dense": dense, "converted": model, "FFNs removed": without_ffns(model)}
+    models = {"dense": dense, "converted": model, LIMIT: without_ffns(model)}
     if model.dtype == torch.float32 and ONEDNN:
         models["dense oneDNN"] = by_onednn(dense, family)
     if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
@@ -302,7 +306,8 @@ def time_row(what: str, size: str, threads: int, runs: dict[str, Run], seconds: 
         name: float(np.subtract(*np.percentile(taken, [75, 25]))) / medians[name]
         for name, taken in times.items()
     }
-    return Timing(what, size, threads, medians, spreads, max(spreads.values()) < WIDE_SPREAD)
+    to_limit = float(np.median(np.divide(times["converted"], times[LIMIT]))) if LIMIT in times else None
+    return Timing(what, size, threads, medians, spreads, max(spreads.values()) < WIDE_SPREAD, to_limit)
 
 
 def time_in_turn(runs: Sequence[Run], seconds: float) -> list[list[float]]:

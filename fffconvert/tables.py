@@ -100,8 +100,11 @@ def show_latency(latency: dict[str, Any]) -> None:
     for what, unit, scale in (("layer", "microseconds", 1000), ("model", "milliseconds", 1)):
         rows = [row for row in latency["rows"] if row["what"] == what]
         for threads in sorted({row["threads"] for row in rows}):
-            title = f"One {what} in {unit}, threads: {threads}"
-            show_timings(title, [row for row in rows if row["threads"] == threads], scale)
+            shown = [row for row in rows if row["threads"] == threads]
+            show_timings(f"One {what} in {unit}, threads: {threads}", shown, scale)
+            if what == "model":
+                ratios = ", ".join(f"{row['to_limit']:.2f} ({row['size']} tokens)" for row in shown)
+                display.say(f"converted ÷ FFNs removed, median over the rounds: {ratios}")
     show_absent(latency["absent"])
     if not all(row["steady"] for row in latency["rows"]):
         display.say(

@@ -62,6 +62,7 @@ def test_every_row_times_the_same_things_for_each_number_of_threads(student, cla
         assert row.medians.keys() == row.spreads.keys()
         assert all(median > 0 for median in row.medians.values())
         assert row.steady == (max(row.spreads.values()) < latency.WIDE_SPREAD)
+        assert (row.to_limit is None) == (row.what == "layer")
     assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
     assert not student.training
 
@@ -69,6 +70,16 @@ def test_every_row_times_the_same_things_for_each_number_of_threads(student, cla
 def test_a_model_in_half_precision_has_no_int8_and_no_onednn_beside_it(student):
     found = measure(student.bfloat16(), sizes=((1, 4),), layer_tokens=())
     assert found.rows[0].medians.keys() == MODEL - {"converted int8"} - BY_ONEDNN
+
+
+def test_the_distance_to_the_limit_is_taken_within_a_round(monkeypatch):
+    rounds = {
+        "converted": [2.0, 30.0, 3.0],
+        latency.LIMIT: [1.0, 10.0, 2.0],
+    }  # the machine was busy in the second
+    monkeypatch.setattr(latency, "time_in_turn", lambda *_: list(rounds.values()))
+    row = latency.time_row("model", "1 x 4", 1, dict.fromkeys(rounds, list), 0.0)
+    assert row.to_limit == 2.0
 
 
 def test_without_onnxruntime_the_reason_stands_in_the_report(student, monkeypatch, uncompiled):
@@ -175,7 +186,7 @@ def test_the_clock_takes_turns_and_full_rounds():
 
 
 def test_a_wide_spread_is_no_confident_number(capsys):
-    row = {"what": "model", "size": "1 x 8", "threads": 1}
+    row = {"what": "model", "size": "1 x 8", "threads": 1, "to_limit": 1.066}
     row |= {"medians": {"dense": 2.0, "converted": 1.0}, "spreads": {"dense": 0.0, "converted": 0.6}}
     report = {"machine": "m", "absent": {"ONNX Runtime": "not installed"}, "rows": [{**row, "steady": False}]}
     show_latency(report)
@@ -183,6 +194,7 @@ def test_a_wide_spread_is_no_confident_number(capsys):
     assert "1 ± 60.0%" in out
     assert "2x" not in out
     assert "busy" in err
+    assert "1.07 (1 x 8 tokens)" in err
     assert "ONNX Runtime was not timed: not installed" in err
     show_latency({**report, "rows": [{**row, "spreads": {"dense": 0.0, "converted": 0.1}, "steady": True}]})
     out, err = capsys.readouterr()
@@ -207,13 +219,12 @@ def test_a_size_that_is_none_is_one_line(size):
 
 
 def test_the_command_writes_what_it_prints(student, folder_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(latency, "SECONDS_PER_ROW", 0.0)
     real = latency.benchmark
-    monkeypatch.setattr(
-        latency, "benchmark", lambda *args, **kw: real(*args, **kw, others=False, seconds_per_row=0.0)
-    )
+    monkeypatch.setattr(latency, "benchmark", lambda *args, **kw: real(*args, **kw, others=False))
     file = tmp_path / "latency.json"
-    result = CliRunner().invoke(main, ["benchmark", folder_of(student), "--size", "1x4", "--json", str(file)])
+    result = CliRunner().invoke(
+        main, ["benchmark", folder_of(student), "--size", "1x4", "--seconds", "0", "--json", str(file)]
+    )
     assert result.exit_code == 0, result.output
     report = json.loads(file.read_text())
     assert [row["size"] for row in report["rows"]] == ["1 x 4"]
