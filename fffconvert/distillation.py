@@ -20,6 +20,9 @@ from fffconvert.sentence import embedding_error, embeddings
 from fffconvert.tasks import labels_of
 from fffconvert.training import Batch, moved, process_state, train
 
+EMBEDDING_WEIGHT = 60.0
+"""How often an embedding's error counts: hidden states serve it, and errors of many layers would drown it out."""
+
 
 def finetune(
     model: PreTrainedModel,
@@ -112,7 +115,7 @@ def distill(
             embeddings(o["last_hidden_state"], inputs["attention_mask"], pooling) for o in (output, target)
         )
         figures["embedding"] = embedding_error(ours, theirs)
-        return value + figures["embedding"], figures
+        return value + EMBEDDING_WEIGHT * figures["embedding"], figures
 
     with evaluating(teacher), moved(teacher, process_state().device):
         train(

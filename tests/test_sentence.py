@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from torch.nn.utils import parameters_to_vector
 from transformers import BertModel, set_seed
 
-from fffconvert import UserError, checkpoint, convert, data, distill, hub
+from fffconvert import UserError, checkpoint, convert, data, distill, distillation, hub
 from fffconvert.cli import main
 from fffconvert.encoding import tokenized
 from fffconvert.evaluation import embed
@@ -142,6 +142,20 @@ def test_its_embeddings_are_part_of_what_a_student_is_taught(encoder):
     for student, pooling in zip(students, (loaded.pooling, None), strict=True):
         distill(student, loaded.model, loaded.tokenizer, rows, Training(learning_rate=1e-3), pooling=pooling)
     assert not torch.equal(*(parameters_to_vector(student.parameters()) for student in students))
+
+
+def test_its_embeddings_count_for_most_of_what_a_student_is_taught(encoder, monkeypatch):
+    loaded, seen = checkpoint.load(encoder), []
+    batch = dict(loaded.tokenizer(sentences(3), padding=True, return_tensors="pt"))
+
+    def see(model, rows, tokenizer, loss, *_, **__):
+        seen.append(loss(model, batch))
+
+    monkeypatch.setattr(distillation, "train", see)
+    student = convert(loaded.model, loaded.tokenizer, sentences(40), TreeShape(2, 2)).model
+    distill(student, loaded.model, loaded.tokenizer, Dataset.from_dict({}), pooling=loaded.pooling)
+    ((value, figures),) = seen
+    torch.testing.assert_close(value, figures["hidden"] + 60 * figures["embedding"])
 
 
 def test_an_ordinary_folder_has_no_modules(classifier, folder_of):
