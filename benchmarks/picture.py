@@ -35,7 +35,7 @@ def draw_quality(axes: Axes, report: dict[str, Any]) -> None:
         if row["before_distillation"] is not None and row["name"] == "converted":
             axes.plot(row["active_neurons"], row["before_distillation"], "o", mfc="none", color=colour)
             axes.annotate(
-                "before distillation", (row["active_neurons"], row["before_distillation"]), **_BELOW
+                "before distillation", (row["active_neurons"], row["before_distillation"]), **_BESIDE
             )
         axes.annotate(row["name"], (row["active_neurons"], row["score"]), **_ABOVE)
     axes.set_xscale("symlog", linthresh=8)
@@ -91,7 +91,7 @@ STUDENTS = {
 }
 
 _ABOVE = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
-_BELOW = {"xytext": (0, -16), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+_BESIDE = {"xytext": (9, 2), "textcoords": "offset points", "ha": "left", "fontsize": 9}
 
 
 def draw_latency(axes: Axes, latency: dict[str, Any]) -> None:
