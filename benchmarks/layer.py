@@ -135,13 +135,13 @@ def measure(name: str, seconds: float, rate: float) -> list[Timing]:
         return []
     dense, fffs = build(case)
     title = f"{name}: d_model {case.d_model}, dense {case.n_neurons}, {case.shape}, {case.dtype}"
+    layers = with_reference(dense, fffs)
+    if ONEDNN and case.dtype == torch.float32:
+        layers["dense oneDNN"] = [by_onednn(layer) for layer in dense]
     rows, absent = [], dict[str, str]()
     for n_tokens in case.tokens:
         tokens = torch.randn(case.n_layers, max(n_tokens, FEWEST_INPUTS), case.d_model).to(case.dtype)
         with torch.inference_mode():
-            layers = with_reference(dense, fffs)
-            if ONEDNN and case.dtype == torch.float32:
-                layers["dense oneDNN"] = [by_onednn(layer) for layer in dense]
             runs = runs_of(layers, in_pieces(list(tokens), n_tokens), ("dense",), absent)
             rows.append(time_row("layer", str(n_tokens), threads, runs, seconds))
     show_timings(f"{title}, threads: {threads}", to_dicts(rows), 1000)

@@ -159,7 +159,7 @@ def near_folder(name: str) -> str | None:
         return None
     home = next(parent for parent in path.parents if parent.is_dir())
     depth = len(path.parts) - len(home.parts)
-    folders = [str(file.parent) for file in home.glob("/".join(["*"] * depth) + "/config.json")]
+    folders = [str(file.parent) for file in home.glob("*/" * depth + "config.json")]
     return next(iter(get_close_matches(name, folders, n=1)), None)
 
 

@@ -146,6 +146,7 @@ def benchmark(
         if "dense oneDNN" in models:
             layers["dense oneDNN"] = dense_ffns(models["dense oneDNN"], family)
         layer_inputs = inputs_of_layers(model, family, max((*layer_tokens, FEWEST_INPUTS)))
+        whole = {name: [each] for name, each in models.items()}
         for threads, size in track(settings, "Measuring latency"):
             with using_threads(threads):
                 if isinstance(size, int):
@@ -154,7 +155,6 @@ def benchmark(
                     rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
                     continue
                 ids = random_ids(model.config, *size)
-                whole = {name: [each] for name, each in models.items()}
                 runs = runs_of(whole, [[ids]], COMPILED if others else (), absent)
                 runs |= {name: onnx.run(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
@@ -333,12 +333,15 @@ def time_in_turn(runs: Sequence[Run], seconds: float) -> list[list[float]]:
 def _repeats(run: Run) -> int:
     """Warms up, and says how many calls are long enough to time."""
     run()
-    took: list[float] = []
-    while len(took) < 3 and (not took or took[-1] < LONG_ENOUGH):  # what is quick warms up more than once
+    shortest = LONG_ENOUGH
+    for _ in range(3):
         start = time.perf_counter()
         run()
-        took.append(time.perf_counter() - start)
-    return max(1, min(MOST_CALLS, int(LONG_ENOUGH / min(took))))
+        took = time.perf_counter() - start
+        if took >= LONG_ENOUGH:
+            break
+        shortest = min(shortest, took)
+    return min(MOST_CALLS, int(LONG_ENOUGH / shortest))
 
 
 def machine_name() -> str:

@@ -96,6 +96,8 @@ def show_comparison(report: dict[str, Any]) -> None:
 
 def show_latency(latency: dict[str, Any]) -> None:
     """Medians side by side, and which of them not to trust."""
+    from fffconvert.latency import LIMIT
+
     display.say(latency["machine"])
     for what, unit, scale in (("layer", "microseconds", 1000), ("model", "milliseconds", 1)):
         rows = [row for row in latency["rows"] if row["what"] == what]
@@ -104,7 +106,7 @@ def show_latency(latency: dict[str, Any]) -> None:
             show_timings(f"One {what} in {unit}, threads: {threads}", shown, scale)
             if what == "model":
                 ratios = ", ".join(f"{row['to_limit']:.2f} ({row['size']} tokens)" for row in shown)
-                display.say(f"converted ÷ FFNs removed, median over the rounds: {ratios}")
+                display.say(f"converted ÷ {LIMIT}, median over the rounds: {ratios}")
     show_absent(latency["absent"])
     if not all(row["steady"] for row in latency["rows"]):
         display.say(

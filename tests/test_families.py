@@ -196,9 +196,8 @@ def test_info_and_benchmark(
     assert found.active_neurons == pytest.approx(3 + 2 / (3 if found.gated else 2))
     x = torch.randn(5, 16)
     for timed, ffn in zip(dense_ffns(dense, family), read_ffns(dense, family), strict=True):
-        torch.testing.assert_close(
-            timed(x), ffn(x), rtol=1e-4, atol=1e-5
-        )  # what is timed is what was replaced
+        # what is timed is what was replaced
+        torch.testing.assert_close(timed(x), ffn(x), rtol=1e-4, atol=1e-5)
     benchmark(student, dense, sizes=((1, 8),), layer_tokens=(4,), others=False, seconds_per_row=0.0)
 
 

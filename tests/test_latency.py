@@ -73,10 +73,8 @@ def test_a_model_in_half_precision_has_no_int8_and_no_onednn_beside_it(student):
 
 
 def test_the_distance_to_the_limit_is_taken_within_a_round(monkeypatch):
-    rounds = {
-        "converted": [2.0, 30.0, 3.0],
-        latency.LIMIT: [1.0, 10.0, 2.0],
-    }  # the machine was busy in the second
+    # the machine was busy in the second round
+    rounds = {"converted": [2.0, 30.0, 3.0], latency.LIMIT: [1.0, 10.0, 2.0]}
     monkeypatch.setattr(latency, "time_in_turn", lambda *_: list(rounds.values()))
     row = latency.time_row("model", "1 x 4", 1, dict.fromkeys(rounds, list), 0.0)
     assert row.to_limit == 2.0
