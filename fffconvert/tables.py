@@ -96,21 +96,17 @@ def show_comparison(report: dict[str, Any]) -> None:
 
 def show_latency(latency: dict[str, Any]) -> None:
     """Medians side by side, and which of them not to trust."""
-    from fffconvert.latency import LIMIT
-
     display.say(latency["machine"])
     for what, unit, scale in (("layer", "microseconds", 1000), ("model", "milliseconds", 1)):
         rows = [row for row in latency["rows"] if row["what"] == what]
         for threads in sorted({row["threads"] for row in rows}):
             shown = [row for row in rows if row["threads"] == threads]
             show_timings(f"One {what} in {unit}, threads: {threads}", shown, scale)
-            if what == "model":
-                ratios = ", ".join(f"{row['to_limit']:.2f} ({row['size']} tokens)" for row in shown)
-                display.say(f"converted ÷ {LIMIT}, median over the rounds: {ratios}")
     show_absent(latency["absent"])
     if not all(row["steady"] for row in latency["rows"]):
         display.say(
-            "The machine was busy: what is marked ± spread means little. Measure again.", style="yellow"
+            "The machine was busy: what is marked ~, or ± its spread, means little. Measure again.",
+            style="yellow",
         )
 
 
@@ -121,8 +117,11 @@ def show_absent(absent: dict[str, str]) -> None:
 
 
 def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
-    """One line for each that was timed, one column for each size; beside it how many times faster than dense."""
-    from fffconvert.latency import WIDE_SPREAD
+    """One line for each that was timed, one column for each size; beside it how many times faster than dense.
+
+    How near a converted model is to the limit, by the ratios within the rounds, is in a line of its own.
+    """
+    from fffconvert.latency import LIMIT, WIDE_SPREAD
 
     def cell(row: dict[str, Any], name: str) -> str | None:
         if name not in row["medians"]:
@@ -132,9 +131,16 @@ def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
             return f"{scale * median:.2g} ± {percent(spread)}"
         return f"{scale * median:.4g} ({row['medians']['dense'] / median:.3g}x)"
 
+    def to_limit(row: dict[str, Any]) -> str:
+        busy = max(row["spreads"]["converted"], row["spreads"][LIMIT]) >= WIDE_SPREAD
+        return f"{'~' if busy else ''}{row['to_limit']:.2f}"
+
     columns = ["", *(f"{row['size']} tokens" for row in rows)]
     names = dict.fromkeys(name for row in rows for name in row["medians"])
-    display.table(title, columns, [(name, *(cell(row, name) for row in rows)) for name in names])
+    lines = [(name, *(cell(row, name) for row in rows)) for name in names]
+    if LIMIT in names:
+        lines.append((f"converted ÷ {LIMIT}", *map(to_limit, rows)))
+    display.table(title, columns, lines)
 
 
 def show_int8(gain: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -185,18 +186,23 @@ def test_the_clock_takes_turns_and_full_rounds():
 
 def test_a_wide_spread_is_no_confident_number(capsys):
     row = {"what": "model", "size": "1 x 8", "threads": 1, "to_limit": 1.066}
-    row |= {"medians": {"dense": 2.0, "converted": 1.0}, "spreads": {"dense": 0.0, "converted": 0.6}}
+    quiet = {"dense": 0.0, "converted": 0.1, latency.LIMIT: 0.0}
+    row |= {
+        "medians": {"dense": 2.0, "converted": 1.0, latency.LIMIT: 0.9},
+        "spreads": quiet | {"converted": 0.6},
+    }
     report = {"machine": "m", "absent": {"ONNX Runtime": "not installed"}, "rows": [{**row, "steady": False}]}
     show_latency(report)
     out, err = capsys.readouterr()
     assert "1 ± 60.0%" in out
-    assert "2x" not in out
+    assert "(2x)" not in out
     assert "busy" in err
-    assert "1.07 (1 x 8 tokens)" in err
+    assert "~1.07" in out
     assert "ONNX Runtime was not timed: not installed" in err
-    show_latency({**report, "rows": [{**row, "spreads": {"dense": 0.0, "converted": 0.1}, "steady": True}]})
+    show_latency({**report, "rows": [{**row, "spreads": quiet, "steady": True}]})
     out, err = capsys.readouterr()
     assert "1 (2x)" in out
+    assert re.search(r"converted ÷ FFNs removed +│ +1\.07 ", out)
     assert "busy" not in err
 
 
