@@ -120,31 +120,24 @@ def benchmark(
     family = converted_family(model.config)
     dense = dense or untrained_twin(model)
     check_original(model, dense)
-    if dense.dtype != model.dtype:  # training is in float32, whatever the original was in
-        dense = deepcopy(dense).to(model.dtype)  # type: ignore[arg-type]
-    models = {"dense": dense, "converted": model, LIMIT: without_ffns(model)}
-    if model.dtype == torch.float32 and ONEDNN:
-        models["dense oneDNN"] = by_onednn(dense, family)
-    if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
-        models["converted int8"] = quantize(model)
-    absent: dict[str, str] = {}
-    in_onnx: list[str] = []
-    rows = []
+    models = models_beside(model, dense, family)
     longest = longest_text(model.config)
     cut = dict.fromkeys((batch, min(length, longest)) for batch, length in sizes)
     what: list[int | tuple[int, int]] = [*layer_tokens, *cut]
     settings = [(threads, size) for threads in sorted({1, torch.get_num_threads()}) for size in what]
+    absent: dict[str, str] = {}
+    in_onnx: list[str] = []
+    rows = []
     with ExitStack() as stack:
         for each in models.values():
             stack.enter_context(evaluating(each))
         folder = stack.enter_context(TemporaryDirectory())
         if others and sizes:
-            ids = random_ids(model.config, 2, 16)
-            in_onnx, absent = onnx.prepare(dense, model, ids, Path(folder))
+            in_onnx, absent = onnx.prepare(
+                models["dense"], model, random_ids(model.config, 2, 16), Path(folder)
+            )
         stack.enter_context(torch.inference_mode())
-        layers = with_reference(dense_ffns(dense, family), cast(list[FFF], ffn_inputs_of(model, family)))
-        if "dense oneDNN" in models:
-            layers["dense oneDNN"] = dense_ffns(models["dense oneDNN"], family)
+        layers = layers_beside(models, family)
         layer_inputs = inputs_of_layers(model, family, max((*layer_tokens, FEWEST_INPUTS)))
         whole = {name: [each] for name, each in models.items()}
         for threads, size in track(settings, "Measuring latency"):
@@ -162,6 +155,29 @@ def benchmark(
 
 
 # ---- What is compared
+
+
+def models_beside(
+    model: PreTrainedModel, dense: PreTrainedModel, family: Family
+) -> dict[str, PreTrainedModel]:
+    """A converted model and what it is compared with, by name; all but int8 in its dtype."""
+    if dense.dtype != model.dtype:  # training is in float32, whatever the original was in
+        dense = deepcopy(dense).to(model.dtype)  # type: ignore[arg-type]
+    models = {"dense": dense, "converted": model, LIMIT: without_ffns(model)}
+    if model.dtype == torch.float32 and ONEDNN:
+        models["dense oneDNN"] = by_onednn(dense, family)
+    if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
+        models["converted int8"] = quantize(model)
+    return models
+
+
+def layers_beside(models: Mapping[str, PreTrainedModel], family: Family) -> dict[str, Sequence[Layer]]:
+    """The FFNs of these models, first layer to last, and those of the converted one in plain PyTorch too."""
+    fffs = cast(list[FFF], ffn_inputs_of(models["converted"], family))
+    layers = with_reference(dense_ffns(models["dense"], family), fffs)
+    if "dense oneDNN" in models:
+        layers["dense oneDNN"] = dense_ffns(models["dense oneDNN"], family)
+    return layers
 
 
 def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> PreTrainedModel:
