@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy WORK RESULTS.json --model MODEL --data-dir GLUE [--task sst2 --task cola ...]
         [--shape 7x12,7x27] [--seed 0,1,2] [--students removed,converted] [--rows 12000] [--epochs 4]
-        [--calibration-tokens 131072]
+        [--calibration-tokens 131072] [--teacher-rows 30000]
 
 For each task this fine-tunes a teacher (once: other shapes and seeds find it in WORK), then converts, distils and
 scores one student after the other, all with the same data, steps, schedule and loss; for each seed, and those
@@ -90,7 +90,9 @@ def teacher_of(arguments: argparse.Namespace, task: str) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / TEACHER).exists():
         finetune = Training(epochs=EPOCHS[task], learning_rate=1e-4, weight_decay=0.01)
-        recipe = Recipe(model=arguments.model, task=task, train_rows=TEACHER_ROWS, finetune=finetune)
+        recipe = Recipe(
+            model=arguments.model, task=task, train_rows=arguments.teacher_rows, finetune=finetune
+        )
         make_teacher(recipe, *load_base(recipe, work, arguments.data_dir), work, log_with=None)
     return work / TEACHER
 
@@ -149,6 +151,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of a student; not given, half as many as its teacher had")
     parser.add_argument(
         "--calibration-tokens", type=int, default=CALIBRATION_TOKENS, help="that trees are fitted on"
+    )
+    parser.add_argument(
+        "--teacher-rows", type=int, default=TEACHER_ROWS, help="that a new teacher is fine-tuned on, at most"
     )
     parser.add_argument("--seed", type=lambda seeds: [int(s) for s in seeds.split(",")], default=[0])
     arguments = parser.parse_args()
