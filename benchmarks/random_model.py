@@ -2,12 +2,14 @@
 
     python -m benchmarks.random_model FOLDER [KEY=VALUE ...]
 
-FOLDER then holds `dense` and `converted`. A KEY is one of BertConfig's, such as `num_hidden_layers=6`.
+FOLDER then holds `dense` and `converted`. A KEY is one of BertConfig's, such as `num_hidden_layers=6`, or `depth` or
+`leaf_width` of the tree.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,8 +26,11 @@ def main(folder: str, *changes: str) -> None:
     """Writes both models, with a tokenizer of one word, which nothing that is timed uses."""
     torch.manual_seed(0)
     sizes = {key: int(value) for key, value in (change.split("=") for change in changes)}
+    tree = replace(DEFAULT_TREE, **{key: sizes.pop(key) for key in ("depth", "leaf_width") if key in sizes})
     dense = BertModel(BertConfig(**sizes))
-    config = config_with(dense.config, config_class(FAMILIES["bert"]), fff=DEFAULT_TREE.to_dict())
+    family = FAMILIES["bert"]
+    shape = family.tree_for(dense.config, tree)
+    config = config_with(dense.config, config_class(family), fff=shape.to_dict())
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
     Path(folder).mkdir(parents=True, exist_ok=True)

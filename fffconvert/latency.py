@@ -27,10 +27,17 @@ from fffconvert.errors import UserError, first_line
 from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text, replace_projections
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference
-from fffconvert.modeling import config_with, converted_family, counterpart, dense_class_of, refuse_dense
+from fffconvert.modeling import (
+    config_with,
+    converted_family,
+    counterpart,
+    dense_class_of,
+    refuse_dense,
+    shape_of,
+)
 from fffconvert.projection import ONEDNN, Projection
 from fffconvert.quantization import quantize
-from fffconvert.tree import REMOVED, TreeShape
+from fffconvert.tree import REMOVED, TreeShape, narrow
 
 Run = Callable[[], object]
 Layer = Callable[[Tensor], object]
@@ -95,7 +102,7 @@ def benchmark(
     others: bool = True,
     seconds_per_row: float = SECONDS_PER_ROW,
 ) -> Latency:
-    """Times the layers, and the whole model, beside the dense original and the model with FFNs removed.
+    """Times the layers, and the whole model, beside the dense original and the controls: FFNs narrow, or removed.
 
     Layers are called one after the other, each on what it gets in the model, and then again on other tokens: what a
     call computes with comes from memory, as in a model, unless the caches hold all of its layers.
@@ -164,6 +171,9 @@ def models_beside(
     if dense.dtype != model.dtype:  # training is in float32, whatever the original was in
         dense = deepcopy(dense).to(model.dtype)  # type: ignore[arg-type]
     models = {"dense": dense, "converted": model, LIMIT: without_ffns(model)}
+    shape = shape_of(model.config)
+    if shape.depth > 0:
+        models["narrow"] = untrained_twin(model, narrow(shape))
     if model.dtype == torch.float32 and ONEDNN:
         models["dense oneDNN"] = by_onednn(dense, family)
     if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
@@ -177,6 +187,8 @@ def layers_beside(models: Mapping[str, PreTrainedModel], family: Family) -> dict
     layers = with_reference(dense_ffns(models["dense"], family), fffs)
     if "dense oneDNN" in models:
         layers["dense oneDNN"] = dense_ffns(models["dense oneDNN"], family)
+    if "narrow" in models:
+        layers["narrow"] = ffn_inputs_of(models["narrow"], family)
     return layers
 
 

@@ -24,8 +24,8 @@ from fffconvert.tables import show_latency
 from fffconvert.tree import TreeShape
 
 BY_ONEDNN = {"dense oneDNN"} if ONEDNN else set()
-MODEL = {"dense", "converted", "FFNs removed", "converted int8"} | BY_ONEDNN
-LAYER = {"dense", "converted", "reference"} | BY_ONEDNN
+MODEL = {"dense", "converted", "narrow", "FFNs removed", "converted int8"} | BY_ONEDNN
+LAYER = {"dense", "converted", "narrow", "reference"} | BY_ONEDNN
 COMPILED = {"dense compiled", "converted compiled"}
 
 
