@@ -31,7 +31,7 @@ def peak(model: str, batch: int, length: int) -> float:
         loaded = load(model).model.eval()
         with torch.inference_mode():
             for _ in range(PASSES):
-                loaded(input_ids=random_ids(loaded.config, batch, length))
+                loaded(input_ids=random_ids(loaded, batch, length))
     return peak_of_this_process()
 
 

@@ -54,7 +54,7 @@ def main(name: str) -> None:
     ]
     rows = []
     for batch, length in SIZES:
-        ids = random_ids(dense.config, batch, length)
+        ids = random_ids(dense, batch, length)
         runs = {
             "dense": lambda ids=ids: step(dense, ids, optimizers[0]),
             "student": lambda ids=ids: step(student, ids, optimizers[1]),

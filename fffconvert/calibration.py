@@ -119,6 +119,15 @@ class Calibration:
         return Reading(model, self.batches, self.n_tokens)
 
 
+def check_finite(found: Tensor) -> None:
+    """Raises a `UserError` for what a model should not give inside."""
+    if not found.isfinite().all():
+        raise UserError(
+            "the model's hidden states are NaN or infinite on the calibration text; expected finite numbers: try the "
+            "model in float32, and whether its weights are whole"
+        )
+
+
 class Rows:
     """What is collected of the first tokens, batch after batch, in a table of `(n_tokens, ...)`."""
 
@@ -128,7 +137,12 @@ class Rows:
         self.n_tokens, self.n_filled = n_tokens, 0
 
     def add(self, rows: Tensor) -> None:
-        """Adds rows `(n_rows, ...)`; none may be wanted of a last, short batch."""
+        """Adds rows `(n_rows, ...)`; none may be wanted of a last, short batch.
+
+        Raises:
+            UserError: For rows that are not finite.
+        """
+        check_finite(rows)
         if self.n_filled == 0:
             self.table = rows.new_empty(self.n_tokens, *rows.shape[1:])
         rows = rows[: self.n_tokens - self.n_filled]
@@ -210,7 +224,7 @@ def calibrate(
         max_length: Tokens that a text is cut at.
 
     Raises:
-        UserError: For no text at all, one text that is no list, or single texts among pairs.
+        UserError: For no text at all, one text that is no list, single texts among pairs, or an unknown family.
     """
     if isinstance(texts, str):
         raise UserError("the calibration texts are one text; expected a list of them")
@@ -293,6 +307,9 @@ def sensitivities(
         places: Modules in it; one may be used several times.
         batches: Padded batches; the first are used, some `SENSITIVITY_TOKENS` together.
         seed: Of the projections.
+
+    Raises:
+        UserError: For gradients that are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(()) for _ in places]
@@ -318,6 +335,8 @@ def sensitivities(
                 rows = torch.cat([next(gradients).flatten(0, -2) for _ in of_place]).float().cpu()
                 totals[number] = totals[number] + rows.T @ rows
                 of_place.clear()
+    for total in totals:
+        check_finite(total)
     return [total / total.diagonal().mean().clamp_min(torch.finfo(total.dtype).tiny) for total in totals]
 
 

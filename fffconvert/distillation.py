@@ -46,7 +46,7 @@ def finetune(
         log_with: A tracker that Accelerate knows.
 
     Raises:
-        UserError: If training diverges.
+        UserError: As `fffconvert.training.train` does.
     """
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -95,7 +95,8 @@ def distill(
         pooling: How the teacher makes sentence embeddings; the student is then taught these as well.
 
     Raises:
-        UserError: If student and teacher do not fit each other, or training diverges.
+        UserError: If student and teacher do not fit each other, for an int8 student, and as `fffconvert.training.train`
+            does.
     """
     check_pair(student, teacher)
     if getattr(student.config, "int8_projections", False):

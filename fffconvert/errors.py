@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class NotWritten(UserError):
+    """Raised where nothing is wrong with what was asked, but a file cannot be written, as to a full disk."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, without the full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

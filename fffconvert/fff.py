@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fffconvert.kernels import FFFWeights, fff_forward, route
+from fffconvert.errors import UserError
+from fffconvert.kernels import ACTIVATIONS, FFFWeights, fff_forward, route
 from fffconvert.tree import TreeShape
 
 ROUTED_AT_ONCE = 2048  # tokens whose routers, a row of weights each, stay in the processor's cache
@@ -23,6 +24,9 @@ class FFF(nn.Module):
 
     Shapes:
         Input and output are `(..., d_model)`.
+
+    Raises:
+        UserError: For an activation that the kernels do not know.
     """
 
     router_weight: Tensor
@@ -41,6 +45,8 @@ class FFF(nn.Module):
         self.shape = shape
         self.d_model = d_model
         self.activation = "identity" if shape.linear else activation
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         for name, size in self.parameter_shapes().items():
             stored = 0 not in size  # else a part that this shape lacks
             trained = shape.emitting or not name.startswith("router_")

@@ -69,7 +69,7 @@ class Int8Linear(nn.Module):
         n_out: Width of the output.
 
     Shapes:
-        Input is `(..., n_in)`, output `(..., n_out)`, both float32.
+        Input is `(..., n_in)` of two dimensions or more, output `(..., n_out)`, both float32.
     """
 
     weight: Tensor

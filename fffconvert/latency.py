@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from fffconvert import onnx
@@ -140,9 +140,7 @@ def benchmark(
             stack.enter_context(evaluating(each))
         folder = stack.enter_context(TemporaryDirectory())
         if others and sizes:
-            in_onnx, absent = onnx.prepare(
-                models["dense"], model, random_ids(model.config, 2, 16), Path(folder)
-            )
+            in_onnx, absent = onnx.prepare(models["dense"], model, random_ids(model, 2, 16), Path(folder))
         stack.enter_context(torch.inference_mode())
         layers = layers_beside(models, family)
         layer_inputs = inputs_of_layers(model, family, max((*layer_tokens, FEWEST_INPUTS)))
@@ -154,7 +152,7 @@ def benchmark(
                     runs = runs_of(layers, in_pieces(layer_inputs, size), also, absent)
                     rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
                     continue
-                ids = random_ids(model.config, *size)
+                ids = random_ids(model, *size)
                 runs = runs_of(whole, [[ids]], COMPILED if others else (), absent)
                 runs |= {name: onnx.run(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
@@ -235,9 +233,10 @@ def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
         raise UserError(f"the dense model is a {type(dense).__name__}; expected a {expected.__name__}")
 
 
-def random_ids(config: PreTrainedConfig, batch: int, length: int) -> Tensor:
-    """Token ids `(batch, length)`, the same in every run."""
-    return torch.randint(5, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+def random_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:
+    """Token ids `(batch, length)`, the same in every run; for a head that chooses among texts `(batch, 1, length)`."""
+    shape = (batch, 1, length) if type(model).__name__.endswith("ForMultipleChoice") else (batch, length)
+    return torch.randint(5, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
 def inputs_of_layers(model: PreTrainedModel, family: Family, n_tokens: int) -> list[Tensor]:
@@ -245,7 +244,7 @@ def inputs_of_layers(model: PreTrainedModel, family: Family, n_tokens: int) -> l
     length = min(64, longest_text(model.config))
     with ExitStack() as stack:
         heard = [stack.enter_context(listening(place)) for place in ffn_inputs_of(model, family)]
-        model(input_ids=random_ids(model.config, -(-n_tokens // length), length))
+        model(input_ids=random_ids(model, -(-n_tokens // length), length))
     return [inputs[len(inputs) // 2].flatten(0, 1)[:n_tokens] for inputs in heard]
 
 

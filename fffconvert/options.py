@@ -152,7 +152,7 @@ def training_options(defaults: Training) -> Callable[[Any], Any]:
     named = {
         "epochs": "Passes over the rows.",
         "learning_rate": "Its peak.",
-        "batch_size": "Rows per step, over all processes.",
+        "batch_size": "Rows in a batch, over all processes.",
     }
     options = (
         *(

@@ -33,7 +33,7 @@ from fffconvert.conversion import build, check_tree
 from fffconvert.data import Data, asked_for, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
-from fffconvert.errors import UserError
+from fffconvert.errors import NotWritten, UserError
 from fffconvert.estimate import Estimate, Work, estimate
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
@@ -97,9 +97,8 @@ def run(
 
 def clear_if_nothing_to_resume(work: Path, error: BaseException) -> None:
     """Deletes the folder of a run that failed before anything was trained: what was asked of it was wrong."""
-    kept = {
-        path.name for path in work.iterdir() if not (isinstance(error, UserError) and path.suffix == START)
-    }
+    refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
+    kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
     if kept <= {RECIPE, INPUTS}:
         shutil.rmtree(work)
 

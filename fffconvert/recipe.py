@@ -32,7 +32,7 @@ class Training:
     Attributes:
         epochs: Passes over the training rows.
         learning_rate: Its peak; it rises over `warmup` and then falls linearly to 0.
-        batch_size: Rows in an optimizer step and gradient accumulation share, over all processes together.
+        batch_size: Rows in a batch, over all processes together.
         gradient_accumulation: Batches per optimizer step.
         warmup: Share of the steps over which the learning rate rises.
         weight_decay: AdamW's.
@@ -165,7 +165,10 @@ def load_recipe(file: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} could not be read ({error.strerror}); expected a recipe in YAML") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # such as a date in a thirteenth month, or what is not UTF-8
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no keys; expected a recipe such as `model: ...` and `task: ...`")
@@ -188,7 +191,7 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: {section} holds no keys of its own")
     try:
         values[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {override}: {value} is not YAML") from error
 
 
@@ -241,7 +244,7 @@ def _fit(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, str | int) and type(value) is not bool:
         try:
             return float(value)  # YAML 1.1 reads 2e-4 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if type(value) is not hint:
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(

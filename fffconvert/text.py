@@ -39,7 +39,7 @@ def docstrings(folder: Path) -> Iterator[str]:
             warnings.simplefilter("ignore")  # of old escapes in other people's strings
             try:
                 tree = ast.parse(file.read_text(encoding="utf-8"))
-            except (SyntaxError, UnicodeDecodeError, ValueError):
+            except (OSError, SyntaxError, ValueError):  # a link to nowhere, other people's encodings
                 continue
         for node in ast.walk(tree):
             if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):

@@ -45,7 +45,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fffconvert.display import progress_bar, say
-from fffconvert.errors import UserError, first_line
+from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.fff import FFF
 from fffconvert.projection import onednn_on
 from fffconvert.recipe import Training
@@ -190,7 +190,9 @@ def train(
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
     Raises:
-        UserError: For a batch that the processes cannot share out, or a loss that is not finite.
+        UserError: For a batch that the processes cannot share out, a loss that is not finite, checkpoints of another
+            run, or a tracker that is unknown or not installed.
+        NotWritten: For a checkpoint that cannot be written.
     """
     run_name = f"{checkpoints.resolve().parent.stem}-{checkpoints.stem}" if checkpoints else description
     accelerator = make_accelerator(settings.gradient_accumulation, log_with, run_name)
@@ -202,7 +204,8 @@ def train(
     set_seed(seed, device_specific=True)
     sampler = EpochSampler(list(rows["length"]), settings.batch_size, seed)
     batches = BatchSampler(sampler, settings.batch_size, drop_last=len(rows) >= settings.batch_size)
-    steps_per_epoch = -(-len(batches) // settings.gradient_accumulation)
+    together = settings.gradient_accumulation
+    steps_per_epoch = -(-len(batches) // together)
     n_steps = settings.epochs * steps_per_epoch
     optimizer, schedule = optimizer_of(model, settings, n_steps)
     wrapped, optimizer, schedule, loader = accelerator.prepare(
@@ -218,10 +221,11 @@ def train(
         while step < n_steps:
             epoch, done = divmod(step, steps_per_epoch)
             loader.set_epoch(epoch)
-            for batch in skip_first_batches(loader, done * settings.gradient_accumulation):
+            for batch in skip_first_batches(loader, done * together):
+                in_step = min(together, len(batches) - step % steps_per_epoch * together)
                 with accelerator.accumulate(wrapped):
                     value, figures = loss(wrapped, batch)
-                    accelerator.backward(value)
+                    accelerator.backward(value * (together / in_step))  # Accelerate divides by `together`
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(wrapped.parameters(), settings.max_grad_norm)
                     optimizer.step()
@@ -235,6 +239,7 @@ def train(
                     save_checkpoint(accelerator, checkpoints, step, described)
     for tracker in accelerator.trackers:
         tracker.finish()  # `end_training` would part the processes too, which have more to do
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else its forward stays in mixed precision
     accelerator.free_memory()
     model.to("cpu").eval()  # type: ignore[arg-type]
 
@@ -316,7 +321,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
     What tells the run from others lies beside it, so that none of them resumes it.
 
     Raises:
-        UserError: For a checkpoint that cannot be written, as to a full disk.
+        NotWritten: For a checkpoint that cannot be written, as to a full disk.
     """
     partial, whole = folder / "partial", folder / f"step-{step}"
     if accelerator.is_main_process:
@@ -330,7 +335,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
         shutil.rmtree(partial, ignore_errors=True)
         if not checkpoints_in(folder):
             forget(folder)
-        raise UserError(
+        raise NotWritten(
             f"{whole} could not be written ({first_line(error)}); the checkpoints before it are kept"
         ) from error
     accelerator.wait_for_everyone()

@@ -432,6 +432,16 @@ def test_texts_that_are_none_are_refused(
         calibrate(classifier, tokenizer, texts, 100)
 
 
+def test_hidden_states_that_are_not_finite_are_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    calibration = calibrate(classifier, tokenizer, sentences(20), 100)
+    with torch.no_grad():
+        classifier.bert.encoder.layer[0].attention.output.LayerNorm.weight.fill_(1e38)
+    with pytest.raises(UserError, match="are NaN or infinite on the calibration text; expected finite"):
+        list(calibration.ffns())
+
+
 # ---- What the outputs depend on
 
 

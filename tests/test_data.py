@@ -117,6 +117,18 @@ def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTra
     assert data.rows["labels"] == [0, 1, 1, 0, 1, 0]
 
 
+def test_train_rows_are_drawn_where_there_is_a_split_to_evaluate_on_too(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = {"text": [f"good {i}" for i in range(40)], "label": [0, 1] * 20}
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    source = DataSource(str(tmp_path))
+    texts = [read_data(source, tokenizer, None, train_rows=4, seed=seed).texts for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+    assert rows["text"][:4] not in texts
+
+
 def test_rows_are_held_out_where_there_is_no_split_for_it(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

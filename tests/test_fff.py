@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.kernels import FFFWeights, reference
 from fffconvert.tree import GatedTreeShape, TreeShape
@@ -280,3 +281,9 @@ def test_ultrafastbert_has_4095_neurons_and_12_active() -> None:
     sizes = FFF(shape, 2, "gelu").parameter_shapes()
     assert sizes["router_weight"][1] + sizes["leaf_in_weight"][1] == 4095
     assert shape.active_neurons == 12
+
+
+def test_an_activation_without_a_definition_is_refused() -> None:
+    with pytest.raises(UserError, match="activation is 'swish'; expected one of gelu, gelu_new"):
+        FFF(TreeShape(1, 1), 4, "swish")
+    FFF(TreeShape(1, 1, linear=True), 4, "swish")  # which asks for none

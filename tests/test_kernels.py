@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -339,6 +339,30 @@ def test_wrong_shapes_are_refused() -> None:
     for wrong in (paths + 999, paths + 1, paths - 1):  # the trunk has one leaf only, and there is no token -1
         with pytest.raises(RuntimeError, match="paths"):
             torch.ops.fffconvert.fff_backward(y, x, list(weights), wrong, pre, 0, True)
+
+
+@needs_kernel
+def test_derivatives_that_the_kernel_lacks_are_right_or_refused() -> None:
+    d_model, shape = SHAPES["usual_odd"]
+    weights, x = make(d_model, shape), tokens(6, d_model)
+    kernels.fff_forward(x, weights, "gelu")
+
+    def both(function: Callable[..., Tensor]) -> list[Tensor]:
+        return [function(forward) for forward in (kernels.fff_forward, reference.fff_forward)]
+
+    def along(forward: Callable[..., Tensor]) -> Tensor:
+        tangent: Tensor = torch.func.jvp(lambda x: forward(x, weights, "gelu"), (x,), (x,))[1]
+        return tangent
+
+    with torch.no_grad():
+        ours, theirs = both(along)
+    torch.testing.assert_close(ours, theirs)
+    assert theirs.abs().sum() > 0
+    x.requires_grad_()
+    y = kernels.fff_forward(x, weights, "gelu")
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative; FFFCONVERT_KERNEL=reference has"):
+        torch.autograd.grad(gradient.square().sum(), x)
 
 
 class Layer(torch.nn.Module):

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from conftest import tiny_config
 from torch import nn
-from transformers import BertModel
+from transformers import BertForMultipleChoice, BertModel
 
 from fffconvert import latency, onnx
 from fffconvert.cli import main
@@ -166,7 +166,7 @@ def test_layers_are_called_in_turn_each_on_tokens_of_its_own():
 
 def test_layers_get_what_they_get_in_the_model(student):
     layers = student.bert.encoder.layer
-    ids = latency.random_ids(student.config, 1, 64)
+    ids = latency.random_ids(student, 1, 64)
     with torch.no_grad():
         first, second = latency.inputs_of_layers(student, FAMILIES["bert"], 10)
         states = student(ids, output_hidden_states=True).hidden_states
@@ -204,6 +204,12 @@ def test_a_wide_spread_is_no_confident_number(capsys):
     assert "1 (2x)" in out
     assert re.search(r"converted ÷ FFNs removed +│ +1\.07 ", out)
     assert "busy" not in err
+
+
+def test_a_head_that_chooses_among_texts_is_timed(tokenizer, texts):
+    model = BertForMultipleChoice(tiny_config()).eval()
+    student = convert(model, tokenizer, texts, TreeShape(depth=2, leaf_width=3), calibration_tokens=300).model
+    assert measure(student, model).rows[-1].medians.keys() == MODEL
 
 
 def test_what_cannot_be_compared_is_refused(student, classifier):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import sentences, tiny_config
 from processes import finish, start, wait_until
 from safetensors.torch import load_file
@@ -276,6 +277,20 @@ def test_a_run_is_not_resumed_with_another_teacher_and_loses_nothing_by_it(
     ):
         run(recipe, tmp_path / "out", data_dir=glue, resume=True)
     assert names_in(tmp_path / "out.work") == left
+
+
+def test_a_full_disk_leaves_what_was_converted(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Accelerator, "save_state", full)
+        with pytest.raises(UserError, match=r"could not be written .*No space left"):
+            run(recipe, tmp_path / "out", data_dir=glue)
+    assert "converted.start" in names_in(tmp_path / "out.work")
+    run(recipe, tmp_path / "out", data_dir=glue, resume=True)
 
 
 def test_a_model_in_half_precision_goes_all_the_way(recipe: Recipe, glue: Path, tmp_path: Path) -> None:

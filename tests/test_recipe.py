@@ -221,9 +221,10 @@ def test_a_missing_key_is_named(key: str, load) -> None:
         ("just text", "my.yaml holds no keys"),
         ("model: [unclosed", "my.yaml is not YAML: .* line 1"),
         ("model: m\n\ttask: sst2", "my.yaml is not YAML"),
+        ("model: 2024-13-01", "my.yaml is not YAML: month must be in 1..12"),
         ("model: !!python/object/apply:os.getcwd []", "my.yaml is not YAML"),
     ],
-    ids=["empty", "comment", "list", "text", "unclosed", "tab", "code"],
+    ids=["empty", "comment", "list", "text", "unclosed", "tab", "date", "code"],
 )
 def test_a_file_that_is_no_recipe(text: str, message: str, load) -> None:
     with pytest.raises(UserError, match=message) as caught:
@@ -251,6 +252,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         ("seed.x=1", "--set seed.x=1: seed holds no keys of its own"),
         ("controls=[narrow", r"--set controls=\[narrow: \[narrow is not YAML"),
         ("distill.epochs=", "distill: epochs is None; expected a whole number"),
+        ("task=2024-13-01", "--set task=2024-13-01: 2024-13-01 is not YAML"),
+        (f"distill.learning_rate={10**400}", "distill: learning_rate is 1000.*; expected a number"),
         ("distill.learning_rate=fast", "distill: learning_rate is 'fast'; expected a number"),
     ],
 )

@@ -25,6 +25,7 @@ def test_sentences_are_prose_and_come_once(tmp_path, monkeypatch):
     (tmp_path / "test" / "b.py").write_text('"""Six words that nobody shall find."""', encoding="utf-8")
     (tmp_path / "c.py").write_text("no python(", encoding="utf-8")
     (tmp_path / "d.py").write_bytes(b'"""\xff\xfe"""')
+    (tmp_path / "e.py").symlink_to("nowhere.py")
     monkeypatch.setattr(text.sysconfig, "get_path", lambda _: str(tmp_path))
     assert list(text.standard_library_sentences()) == [
         "One two three four five.",

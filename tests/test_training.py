@@ -129,6 +129,26 @@ def test_two_accumulated_batches_are_one_of_twice_the_size(
     assert_close_weights(*ends)
 
 
+def test_the_last_batches_of_an_epoch_count_as_much_as_others(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norms: list[float] = []
+
+    def clip(_: Accelerator, parameters: Any, most: float) -> None:
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, most)))
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip)
+    rows = rows_for(tokenizer, 8).select(
+        [0] * 40
+    )  # five batches that are alike: a step of four, and one of one
+    settings = replace(SETTINGS, epochs=1, gradient_accumulation=4, learning_rate=1e-12)
+    distill(student_of(classifier, tokenizer), classifier, tokenizer, rows, settings)
+    first, last = norms
+    assert last == pytest.approx(first, rel=1e-3)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2, 5], ids="accumulate_{}".format)
 def test_number_of_steps(
     accumulation: int,
@@ -432,6 +452,21 @@ def test_the_precision_of_a_process_that_has_trained_before_is_kept(monkeypatch:
     before = training.make_accelerator().mixed_precision
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16" if before == "bf16" else "bf16")
     assert training.make_accelerator().mixed_precision == before
+
+
+def tune_in_mixed_precision(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    os.environ |= {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "true"}
+    finetune(model, tokenizer, rows_for(tokenizer), replace(SETTINGS, epochs=1))
+    again = deepcopy(model)
+    again.__dict__.pop("forward", None)
+    ids = torch.arange(2, 8)[None]
+    assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_a_model_trained_in_mixed_precision_computes_in_its_own_afterwards(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert finish(start(tune_in_mixed_precision, classifier, tokenizer)) == 0
 
 
 # ---- Two processes

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fffconvert.errors import UserError
 from fffconvert.kernels import cpu, reference
@@ -124,6 +125,7 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         and _decided
         and type(x) is Tensor
         and not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
         and (y := cpu.infer(x, weights, activation)) is not None
     ):
         return y
@@ -138,7 +140,8 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         from fffconvert.kernels import gpu  # imports Triton
 
         return gpu.fff_forward(x, weights, activation)
-    if not x.is_cpu or dtype not in cpu.DTYPES or not _uses_cpu_kernel():
+    followed = forward_ad._current_level >= 0  # by dual numbers, which the kernel would lose
+    if not x.is_cpu or dtype not in cpu.DTYPES or followed or not _uses_cpu_kernel():
         return reference.fff_forward(x, weights, activation)
     if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
         x = x.to(dtype)

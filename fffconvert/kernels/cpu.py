@@ -192,11 +192,16 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return grad_x, [g if keep else None for g, keep in zip(grads, kept, strict=True)], None, None
 
 
+def _backward_twice(*_: Any) -> None:
+    raise RuntimeError("the CPU kernel has no second derivative; FFFCONVERT_KERNEL=reference has")
+
+
 def _register() -> None:
     torch.library.register_fake("fffconvert::fff", _fake_fff)
     torch.library.register_fake("fffconvert::fff_train", _fake_train)
     torch.library.register_fake("fffconvert::fff_backward", _fake_backward)
     torch.library.register_autograd("fffconvert::fff_train", _backward, setup_context=_setup)
+    torch.library.register_autograd("fffconvert::fff_backward", _backward_twice)
 
 
 # ---- Use
