@@ -143,7 +143,8 @@ def benchmark(
             in_onnx, absent = onnx.prepare(models["dense"], model, random_ids(model, 2, 16), Path(folder))
         stack.enter_context(torch.inference_mode())
         layers = layers_beside(models, family)
-        layer_inputs = inputs_of_layers(model, family, max((*layer_tokens, FEWEST_INPUTS)))
+        n_tokens = max((*layer_tokens, FEWEST_INPUTS))
+        layer_inputs = inputs_of_layers(model, family, n_tokens) if layer_tokens else []
         whole = {name: [each] for name, each in models.items()}
         for threads, size in track(settings, "Measuring latency"):
             with using_threads(threads):

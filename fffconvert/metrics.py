@@ -84,11 +84,6 @@ def _on_decisions(metric: Any, **options: Any) -> Any:
     return compute
 
 
-def exact_match(task: Task, answers: Answers, labels: Answers) -> float:
-    """Share of spans that are right at both ends."""
-    return agreement(task, answers, labels)
-
-
 def span_f1(_task: Task, answers: Answers, labels: Answers) -> float:
     """Overlap of predicted and true spans, counted in tokens: the mean F1 over the rows."""
     a, b = np.asarray(answers), np.asarray(labels)
@@ -141,7 +136,7 @@ _METRICS = {
     "spearman": _on_decisions(partial(correlation, spearmanr)),
     "entity_f1": entity_f1,
     "span_f1": span_f1,
-    "exact_match": exact_match,
+    "exact_match": agreement,  # of spans at both ends
     "loss": loss,
     "perplexity": lambda *given: np.exp(min(loss(*given), LARGEST_LOSS)),
 }

@@ -595,12 +595,13 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The door as a new process finds it."""
     kernels._wanted.cache_clear()
     monkeypatch.setattr(kernels, "_decided", None)
-    monkeypatch.setattr(kernels, "_cpu", None)
+    kernels._cpu_kernel.cache_clear()
     monkeypatch.setattr(cpu, "_loaded", False)
     monkeypatch.setattr(cpu, "_infer", None)
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
     yield monkeypatch
     kernels._wanted.cache_clear()
+    kernels._cpu_kernel.cache_clear()
 
 
 @pytest.fixture

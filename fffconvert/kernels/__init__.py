@@ -35,23 +35,14 @@ class Implementation:
     reason: str
 
 
-_cpu: Implementation | None = None
-
-
+@cache
 def _cpu_kernel() -> Implementation:
     """The CPU kernel, built and loaded when first asked for; warns once where that fails."""
-    global _cpu
-    if _cpu is None:
-        _cpu = _load_cpu()
-        if not _cpu.available and _wanted() != "reference":
-            warnings.warn(f"fffconvert uses the slower PyTorch reference: {_cpu.reason}", stacklevel=4)
-    return _cpu
-
-
-def _load_cpu() -> Implementation:
     try:
         cpu.load()
     except cpu.Unavailable as error:
+        if _wanted() != "reference":
+            warnings.warn(f"fffconvert uses the slower PyTorch reference: {error}", stacklevel=4)
         return Implementation("cpu", False, str(error))
     return Implementation("cpu", True, f"float32 and bfloat16; built as {cpu.library_path()}")
 
