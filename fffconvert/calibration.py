@@ -5,6 +5,7 @@ It is a uniform sample of the text, in memory that the amount of text cannot gro
 
 from __future__ import annotations
 
+import reprlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from random import Random
+from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -63,7 +65,18 @@ def sample_texts(texts: Iterable[Text], n_texts: int, seed: int) -> list[Text]:
 def readable_length(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None, max_length: int
 ) -> int:
-    """`max_length`, or what the model can read at the most; who asked for more is told."""
+    """`max_length`, or what the model can read at the most; who asked for more is told.
+
+    Raises:
+        UserError: For a length that holds no word, or a tokenizer that cannot pad.
+    """
+    if tokenizer.pad_token is None:
+        raise UserError("the tokenizer has no padding token; expected one: set `pad_token` and save it")
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if max_length < least:
+        raise UserError(
+            f"max_length is {max_length}; expected at least {least}, as the tokenizer adds {least - 1}"
+        )
     limit = min(tokenizer.model_max_length, longest_text(config) if config else max_length)
     if limit < max_length != MAX_LENGTH:
         say(f"Texts are cut at {limit} tokens: the model reads no more")
@@ -224,19 +237,32 @@ def calibrate(
         max_length: Tokens that a text is cut at.
 
     Raises:
-        UserError: For no text at all, one text that is no list, single texts among pairs, or an unknown family.
+        UserError: For no text at all, what is no text, single texts among pairs, or an unknown family.
     """
     if isinstance(texts, str):
         raise UserError("the calibration texts are one text; expected a list of them")
     sample = sample_texts(texts, -(-n_tokens // FEWEST_TOKENS_PER_TEXT), seed)
     if not sample:
         raise UserError("the calibration text is empty; expected at least one line of text")
+    for text in sample:
+        if not is_text(text):
+            raise UserError(
+                f"a calibration text is {reprlib.repr(text)}; expected text or a pair of texts, as a "
+                "column of a Dataset holds"
+            )
     if len({isinstance(text, str) for text in sample}) > 1:
         raise UserError("some calibration texts are pairs and some are not; expected the one or the other")
     limit = readable_length(tokenizer, model.config, max_length)
     batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
     n_tokens = min(n_tokens, sum(int(batch["attention_mask"].sum()) for batch in batches))
     return Calibration(batches, n_tokens, model, seed)
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a text, or a pair of texts."""
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and all(isinstance(part, str) for part in value)
+    return isinstance(value, str)
 
 
 def batches_of(
@@ -447,9 +473,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switches dropout off for a while."""
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training

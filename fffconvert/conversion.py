@@ -18,7 +18,7 @@ from fffconvert.fff import FFF
 from fffconvert.fit import FEWEST_TOKENS, fit_layer
 from fffconvert.kernels import FFFWeights
 from fffconvert.modeling import config_class, config_with, counterpart, model_class, refuse_converted
-from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init
+from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_seed
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
 HELD_OUT = 0.1  # of the calibration tokens, to judge the fit on
@@ -80,16 +80,20 @@ def convert(
         A new model, in the dtype and on the device of `model`, with the fit of each layer.
 
     Raises:
-        UserError: For a model that cannot be converted, no text, or a shape that the model cannot fill.
+        UserError: For a model that cannot be converted, no text, a shape that the model cannot fill, or a seed past
+            NumPy's.
     """
     refuse_converted(model.config)
     check_tree(tree, init, calibration_tokens)
+    check_seed(seed)
     calibration = calibrate(model, tokenizer, texts, calibration_tokens, seed, max_length)
     return build(model, calibration, tree, init, seed)
 
 
 def check_tree(tree: TreeShape, init: Init, n_tokens: int) -> None:
     """Raises a `UserError` for what no tree is grown from, or more leaves than tokens; random ones need none."""
+    if not isinstance(tree, TreeShape):
+        raise UserError(f"tree is {tree!r}; expected a TreeShape")
     if init not in get_args(Init):
         raise UserError(f"init is {init!r}; expected one of {', '.join(get_args(Init))}")
     if init != "random" and tree.n_leaves > n_tokens:

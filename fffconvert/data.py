@@ -6,10 +6,13 @@ splits. One's own data is whatever `datasets` reads: a file, a folder, or a data
 
 from __future__ import annotations
 
+import csv
+import glob
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text, readable_length
 from fffconvert.display import say
-from fffconvert.encoding import class_names, labels_in, multi_hot, prompted, texts_of, tokenized
+from fffconvert.encoding import class_names, labels_in, multi_hot, prompted, texts_in, texts_of, tokenized
 from fffconvert.errors import UserError, first_line
 from fffconvert.recipe import MAX_LENGTH, DataSource
 from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, labels_of, task_named
@@ -153,6 +156,10 @@ def read_data(
     random = np.random.default_rng(seed)
     train = train_split(asked, data_dir)
     task = task_of(asked, train, config, labelled)
+    for column in task.columns:
+        texts_in(
+            task, train, column
+        )  # names a row without text by its number in the file, before any are drawn
     validations = validation_splits(asked, data_dir) if held_out else {}
     drawn = train_rows is not None
     if held_out and not validations:
@@ -310,6 +317,10 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
     reader = READERS.get(suffix)
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        if not saved and glob.has_magic(str(path.resolve())):
+            raise UserError(
+                f"{path} has *, ? or [ in its name, which `datasets` reads as a pattern; rename it"
+            )
         return load_from_disk(str(path)) if saved else load_dataset(str(path), source.subset)
     if path.is_file() and suffix == ".txt":
         return Dataset.from_dict({"text": list(read_lines(path))})
@@ -317,8 +328,8 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
         options: dict[str, Any] = {}
         if reader == "csv":
             # an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
-            options = {"sep": separator(path), "keep_default_na": False, "na_values": [""]}
-        return load_dataset(reader, data_files=str(path), split="train", **options)
+            options = {**dialect(path), "keep_default_na": False, "na_values": [""]}
+        return load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)
     if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
         raise UserError(
             f"{path} {'cannot be read' if path.exists() else 'does not exist'}; expected a folder, "
@@ -327,20 +338,33 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
     return load_dataset(source.path, source.subset)
 
 
-def separator(file: Path) -> str:
-    """What stands between the columns of a CSV or TSV file.
+def dialect(file: Path) -> dict[str, Any]:
+    """How a CSV or TSV file is written, in pandas' words: what stands between columns, and whether cells are quoted.
+
+    Quotes in a TSV file mean something where every line closes those that it opens; elsewhere they are text.
 
     Raises:
-        UserError: For a first line with semicolons, bars or tabs where commas are expected.
+        UserError: For other columns than commas part, or tabs in a `.tsv`.
     """
-    if file.suffix.lower() == ".tsv":
-        return "\t"
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        names = lines.readline()
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        if file.suffix.lower() != ".tsv":
+            found: dict[str, Any] = {"sep": ","}
+        elif all(line.count('"') % 2 == 0 for line in lines):
+            found = {"sep": "\t"}
+        else:
+            found = {"sep": "\t", "quoting": csv.QUOTE_NONE}
+        lines.seek(0)
+        rows = csv.reader(lines, delimiter=found["sep"], quoting=found.get("quoting", csv.QUOTE_MINIMAL))
+        names, *first = islice(rows, 2)
     for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):
-        if other in names and "," not in names:
+        if found["sep"] == "," and len(names) == 1 and other in names[0]:
             raise UserError(f"{file} has {what} between its columns; expected commas, or tabs in a .tsv")
-    return ","
+    if first and len(first[0]) > len(names):
+        raise UserError(
+            f"{file} names {len(names)} columns and its first row has {len(first[0])}; expected as many, and quotes "
+            "around a text with commas"
+        )
+    return found
 
 
 def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labelled: bool = True) -> Task:
@@ -574,18 +598,17 @@ def read_lines(file: Path) -> Iterator[str]:
     Raises:
         UserError: For a file that is missing, is not UTF-8, or has no text in it.
     """
-    empty = True
+    empty, number = True, 0
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for line in lines:
-                if text := line.strip():
-                    empty = False
-                    yield text
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007
+                for part in line.decode("utf-8-sig").split("\r"):
+                    if text := part.strip():
+                        empty = False
+                        yield text
     except OSError as error:
         raise UserError(f"{file} could not be read ({error.strerror}); expected a text file") from error
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not UTF-8 text (byte {error.start}); expected one text per line"
-        ) from error
+        raise UserError(f"{file} is not UTF-8 text (line {number}); expected one text per line") from error
     if empty:
         raise UserError(f"{file} is empty; expected one text per line")

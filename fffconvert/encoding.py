@@ -6,6 +6,7 @@ token, and `IGNORED` where none counts.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -59,8 +60,9 @@ def texts_in(task: Task, rows: Dataset, column: str) -> list[str]:
     """
     values = list(rows[column])
     for number, value in enumerate(values):
-        if not all(isinstance(word, str) for word in (value if isinstance(value, list) else [value])):
-            raise UserError(f"{task.name}: row {number} has {column} {value!r}; expected text")
+        words = value if isinstance(value, list) and task.kind == "tokens" else [value]
+        if not all(isinstance(word, str) for word in words):
+            raise UserError(f"{task.name}: row {number} has {column} {reprlib.repr(value)}; expected text")
     return [_joined(task, value) for value in values]
 
 
@@ -244,7 +246,7 @@ def labels_in(kind: Kind, value: Any) -> list[Any]:
 def multi_hot(rows: Dataset, label: str) -> int:
     """For how many labels each row of a column has a 0 or 1; 0 where rows list their labels.
 
-    Whole numbers are told from a list of labels 0 and 1 by a row that has one of them twice.
+    Whole numbers are told from a list of labels 0 and 1 by a row that has one of them twice, or 1 before 0.
     """
     column, feature = list(rows[label]), rows.features[label]
     if not isinstance(feature, List) or class_names(feature) or None in column:
@@ -252,7 +254,7 @@ def multi_hot(rows: Dataset, label: str) -> int:
     lengths = {len(row) for row in column}
     if len(lengths) > 1 or not {value for row in column for value in row} <= {0, 1}:
         return 0
-    listed = "int" in feature.feature.dtype and all(len(set(row)) == len(row) for row in column)
+    listed = "int" in feature.feature.dtype and all(row == sorted(set(row)) for row in column)
     return 0 if listed else lengths.pop()
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from fffconvert.errors import UserError
 from fffconvert.tasks import Task
 
 LARGEST_LOSS = 700.0  # whose exponential is a number still, as JSON asks
@@ -47,7 +48,12 @@ def compute_metrics(task: Task, answers: Answers, labels: Answers) -> dict[str, 
         task: The task.
         answers: A model's answers.
         labels: The truth.
+
+    Raises:
+        UserError: Where no row has a word that counts.
     """
+    if predictions(task, answers).size == 0:
+        raise UserError(f"{task.name} has nothing to judge: no row has a word that counts")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that nobody predicts
         return {name: float(_METRICS[name](task, answers, labels)) for name in task.metrics}

@@ -89,6 +89,12 @@ class DataSource:
     validation: str | None = None
 
 
+def check_seed(seed: int) -> None:
+    """Raises a `UserError` for a seed that NumPy or a process of many could not count on from."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed is {seed}; expected a number from 0 to {LARGEST_SEED}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A whole conversion, from a model's id to a folder.
@@ -142,8 +148,7 @@ class Recipe:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.min_retention is not None and not 0 < self.min_retention <= 1:
             raise UserError(f"min_retention is {self.min_retention}; expected a share such as 0.98")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise UserError(f"seed is {self.seed}; expected a number from 0 to {LARGEST_SEED}")
+        check_seed(self.seed)
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `load_recipe` reads back."""

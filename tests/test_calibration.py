@@ -335,6 +335,14 @@ def test_listening_hears_what_a_module_gets_until_it_ends() -> None:
     assert [entry.tolist() for entry in heard] == [[[0.0, 0.0]], [[1.0, 1.0]]]
 
 
+def test_evaluating_restores_the_mode_of_every_part(classifier: BertForSequenceClassification) -> None:
+    classifier.train().bert.eval()
+    with evaluating(classifier):
+        assert not any(module.training for module in classifier.modules())
+    assert classifier.training
+    assert not classifier.bert.training
+
+
 def test_evaluating_restores_the_mode_after_an_error() -> None:
     module = torch.nn.Linear(2, 2).train()
     with pytest.raises(RuntimeError), evaluating(module):
@@ -422,8 +430,14 @@ def test_no_text_is_refused(
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [("one text", "are one text; expected a list"), ([("a", "b"), "c"], "some calibration texts are pairs")],
-    ids=["one", "mixed"],
+    [
+        ("one text", "are one text; expected a list"),
+        ([("a", "b"), "c"], "some calibration texts are pairs"),
+        ([{"text": "a"}], "a calibration text is {'text': 'a'}; expected text or a pair"),
+        ([("a", "b", "c")], "expected text or a pair of texts"),
+        ([1, 2], "a calibration text is [12]; expected text"),
+    ],
+    ids=["one", "mixed", "rows", "three", "numbers"],
 )
 def test_texts_that_are_none_are_refused(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: object, message: str

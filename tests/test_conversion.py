@@ -207,3 +207,22 @@ def test_a_head_that_chooses_among_texts_is_converted(tokenizer: PreTrainedToken
     model = BertForMultipleChoice(tiny_config()).eval()
     made = convert(model, tokenizer, sentences(40), TreeShape(2, 2), calibration_tokens=300)
     assert made.model.config.fff["linear"], "so sensitivities were asked for"
+
+
+def test_a_class_of_ones_own_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    class Mine(BertForSequenceClassification):
+        pass
+
+    with pytest.raises(
+        UserError, match=r"Mine is a class of your own; .* such as BertForSequenceClassification"
+    ):
+        convert(Mine(tiny_config()), tokenizer, sentences(20), TREE, calibration_tokens=100)
+
+
+def test_arguments_that_cannot_be_are_one_line(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UserError, match=r"tree is {'depth': 2}; expected a TreeShape"):
+        convert(classifier, tokenizer, sentences(5), {"depth": 2})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="seed is -1; expected a number from 0"):
+        converted(classifier, tokenizer, seed=-1)

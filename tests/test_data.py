@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -507,7 +508,8 @@ def test_several_labels(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> N
         ([[0, 1, 1], [0, 0, 1]], [[0, 1, 1], [0, 0, 1]]),
         ([[0.0, 1.0], [1.0, 0.0]], [[0, 1], [1, 0]]),
         ([[False, True], [True, False]], [[0, 1], [1, 0]]),
-        ([[0, 1], [1, 0]], [[1, 1], [1, 1]]),  # both labels, twice: nothing tells it from a list of labels
+        ([[0, 1], [1, 0]], [[0, 1], [1, 0]]),  # who lists both labels, each time, does it in one order
+        ([[0, 1], [0, 1]], [[1, 1], [1, 1]]),
     ],
 )
 def test_a_zero_or_one_for_every_label(
@@ -718,3 +720,77 @@ def test_a_model_that_reads_less_says_so(
     data = read_data(source, tokenizer, config_for("classification"), max_length=200)
     assert data.rows["length"][0] == 64
     assert "Texts are cut at 64 tokens: the model reads no more" in " ".join(capsys.readouterr().err.split())
+
+
+# ---- Files that were read as something else
+
+
+def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "data1.csv").write_text("text,label\nother,1\nbad,0\n")
+    (tmp_path / "data[1].csv").write_text("text,label\ngood,1\n")
+    (found,) = load_source(DataSource(str(tmp_path / "data[1].csv"))).values()
+    assert found["text"] == ["good"]
+    (tmp_path / "f[1]").mkdir()
+    (tmp_path / "f[1]" / "train.csv").write_text("text,label\ngood,1\n")
+    with pytest.raises(UserError, match=r"f\[1\] has \*, \? or \[ in its name"):
+        load_source(DataSource(str(tmp_path / "f[1]")))
+
+
+def test_a_table_by_columns_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"text": ["good film"] * 100, "label": [0, 1] * 50}))
+    with pytest.raises(
+        UserError, match=r"row 0 has text \['good film', 'good film', .*\.\.\.\]; expected text"
+    ):
+        read_data(DataSource(str(tmp_path / "own.json")), tokenizer, None, held_out=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "hot"), [([[1, 0], [0, 1]], 2), ([[0, 1], [0, 1]], 0), ([[0, 0], [0, 1]], 2), ([[0], [1]], 0)]
+)
+def test_zeros_and_ones_are_told_from_lists_of_labels(labels: list[list[int]], hot: int) -> None:
+    assert encoding.multi_hot(Dataset.from_dict({"labels": labels}), "labels") == hot
+
+
+def test_a_quote_that_nobody_closes_is_text_in_a_tsv(tmp_path: Path) -> None:
+    file = tmp_path / "own.tsv"
+    file.write_text('text\tlabel\n"good film\t1\nbad film\t0\nfine" film\t0\n')
+    (found,) = load_source(DataSource(str(file))).values()
+    assert found["text"] == ['"good film', "bad film", 'fine" film']
+    file.write_text('text\tlabel\n"a ""good"" film"\t1\n')
+    (found,) = load_source(DataSource(str(file))).values()
+    assert found["text"] == ['a "good" film']
+
+
+def test_more_columns_than_names_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("text,label\ngood, film,1\nbad, book,0\n")
+    with pytest.raises(UserError, match=r"own.csv names 2 columns and its first row has 3; expected as many"):
+        load_source(DataSource(str(tmp_path / "own.csv")))
+
+
+def test_a_row_without_text_is_named_as_the_file_counts(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts = [None if number == 7 else f"good {number}" for number in range(50)]
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": texts, "label": [0, 1] * 25})
+    with pytest.raises(UserError, match="row 7 has text None"):
+        read_data(source, tokenizer, None, held_out=10, train_rows=20)
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_bytes(b"good film\n" * 3000 + b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"own.txt is not UTF-8 text \(line 3001\)"):
+        list(read_lines(tmp_path / "own.txt"))
+
+
+def test_a_length_that_holds_no_word_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", reviews())
+    with pytest.raises(UserError, match="max_length is 3; expected at least 4, as the tokenizer adds 3"):
+        read_data(source, tokenizer, None, max_length=3, held_out=0)
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", reviews())
+    tokenizer = deepcopy(tokenizer)  # others use it too
+    tokenizer.pad_token = None
+    with pytest.raises(UserError, match="the tokenizer has no padding token; expected one"):
+        read_data(source, tokenizer, None, held_out=0)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fffconvert.errors import UserError
 from fffconvert.metrics import agreement, compute_metrics, entities, predictions
 from fffconvert.tasks import METRICS, TASKS, Kind, Task
 
@@ -139,3 +140,10 @@ def test_span_f1_is_the_f1_of_the_tokens(a: list[int], b: list[int]) -> None:
     found = compute_metrics(task_of("question"), np.array([a]), np.array([b]))
     assert found["span_f1"] == pytest.approx(expected)
     assert found["exact_match"] == (a == b)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "masked"])
+def test_rows_without_a_word_are_refused(kind: Kind) -> None:
+    nothing = [np.zeros((0, 2)) if kind == "masked" else np.zeros(0, int)] * 2
+    with pytest.raises(UserError, match="own has nothing to judge: no row has a word that counts"):
+        compute_metrics(task_of(kind), nothing, nothing)
