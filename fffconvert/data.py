@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import (
@@ -157,9 +157,7 @@ def read_data(
     train = train_split(asked, data_dir)
     task = task_of(asked, train, config, labelled)
     for column in task.columns:
-        texts_in(
-            task, train, column
-        )  # names a row without text by its number in the file, before any are drawn
+        texts_in(task, train, column)  # before rows are drawn, so that one without text has its number
     validations = validation_splits(asked, data_dir) if held_out else {}
     drawn = train_rows is not None
     if held_out and not validations:
@@ -344,27 +342,24 @@ def dialect(file: Path) -> dict[str, Any]:
     Quotes in a TSV file mean something where every line closes those that it opens; elsewhere they are text.
 
     Raises:
-        UserError: For other columns than commas part, or tabs in a `.tsv`.
+        UserError: Where neither commas nor, in a `.tsv`, tabs part the columns, or a row has more of them than names.
     """
+    tabs = file.suffix.lower() == ".tsv"
+    separator = "\t" if tabs else ","
     with file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        if file.suffix.lower() != ".tsv":
-            found: dict[str, Any] = {"sep": ","}
-        elif all(line.count('"') % 2 == 0 for line in lines):
-            found = {"sep": "\t"}
-        else:
-            found = {"sep": "\t", "quoting": csv.QUOTE_NONE}
+        unclosed = tabs and any(line.count('"') % 2 for line in lines)
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if unclosed else csv.QUOTE_MINIMAL
         lines.seek(0)
-        rows = csv.reader(lines, delimiter=found["sep"], quoting=found.get("quoting", csv.QUOTE_MINIMAL))
-        names, *first = islice(rows, 2)
+        names, *first = islice(csv.reader(lines, delimiter=separator, quoting=quoting), 2)
     for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):
-        if found["sep"] == "," and len(names) == 1 and other in names[0]:
+        if not tabs and len(names) == 1 and other in names[0]:
             raise UserError(f"{file} has {what} between its columns; expected commas, or tabs in a .tsv")
     if first and len(first[0]) > len(names):
         raise UserError(
             f"{file} names {len(names)} columns and its first row has {len(first[0])}; expected as many, and quotes "
             "around a text with commas"
         )
-    return found
+    return {"sep": separator, "quoting": quoting}
 
 
 def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labelled: bool = True) -> Task:

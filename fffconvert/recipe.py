@@ -170,10 +170,7 @@ def load_recipe(file: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} could not be read ({error.strerror}); expected a recipe in YAML") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # such as a date in a thirteenth month, or what is not UTF-8
+    except (yaml.YAMLError, ValueError) as error:  # of no UTF-8, or a date in a thirteenth month
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no keys; expected a recipe such as `model: ...` and `task: ...`")
