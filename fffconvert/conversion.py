@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -86,8 +87,15 @@ def convert(
     refuse_converted(model.config)
     check_tree(tree, init, calibration_tokens)
     check_seed(seed)
-    calibration = calibrate(model, tokenizer, texts, calibration_tokens, seed, max_length)
-    return build(model, calibration, tree, init, seed)
+    half = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16)
+    fast = deepcopy(model).float() if half else model  # most CPUs are many times slower in half precision
+    calibration = calibrate(fast, tokenizer, texts, calibration_tokens, seed, max_length)
+    made = build(fast, calibration, tree, init, seed)
+    if not half:
+        return made
+    student = counterpart(model, type(made.model), made.model.config)
+    student.load_state_dict(made.model.state_dict())
+    return replace(made, model=student.eval())
 
 
 def check_tree(tree: TreeShape, init: Init, n_tokens: int) -> None:
@@ -113,6 +121,7 @@ def build(
     FFN that layers share would be asked to feed itself, so it is fitted on what the dense model gives it.
     """
     refuse_converted(model.config)
+    refuse_own_class(type(model))
     family = family_of(model.config)
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)
@@ -145,6 +154,15 @@ def build(
         place.load_state_dict(layer.state_dict())
         fits.append(measure(number, layer, ours, target, n_held_out))
     return Conversion(student, fits)
+
+
+def refuse_own_class(dense_class: type[PreTrainedModel]) -> None:
+    """Raises a `UserError` for a class that is not transformers' own: nobody could load what it is converted to."""
+    known = next(cls for cls in dense_class.__mro__ if cls.__module__.startswith("transformers."))
+    if known is not dense_class:
+        raise UserError(
+            f"{dense_class.__name__} is a class of your own; expected one of transformers', such as {known.__name__}"
+        )
 
 
 def untrained_student(model: PreTrainedModel, family: Family, tree: TreeShape) -> PreTrainedModel:

@@ -159,14 +159,8 @@ def model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The converted counterpart of a dense model class, head included.
 
     Raises:
-        UserError: For a class of a family without a row in `FAMILIES`, or one that is not transformers' own: nobody
-            could load what it is converted to.
+        UserError: For a class of a family without a row in `FAMILIES`.
     """
-    if getattr(transformers, dense_class.__name__, None) is not dense_class:
-        raise UserError(
-            f"{dense_class.__name__} is a class of your own; expected one of transformers', such as "
-            f"{next(c.__name__ for c in dense_class.__mro__ if c.__module__.startswith('transformers.'))}"
-        )
     family = family_of(cast(PreTrainedConfig, dense_class.config_class))
     fields = {
         "__module__": __name__,

@@ -40,7 +40,14 @@ from fffconvert.families import family_of
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Init, Recipe
 from fffconvert.tasks import Task, check_head
-from fffconvert.training import digest_of_rows, digest_of_weights, forget, wait_for_everyone, write_whole
+from fffconvert.training import (
+    digest_of_rows,
+    digest_of_weights,
+    forget,
+    process_state,
+    wait_for_everyone,
+    write_whole,
+)
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
@@ -163,11 +170,16 @@ def teacher_folder(output: Path) -> Path:
 
 
 def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded, Data]:
-    """The dense model to start from, with a head for its data: the recipe's, or the teacher made of it."""
+    """The dense model to start from, with a head for its data: the recipe's, or the teacher made of it.
+
+    On a CPU it is in float32, whatever it was stored in: most are many times slower in half precision.
+    """
     made = (work / TEACHER).exists()
     name, new_head = str(work / TEACHER) if made else recipe.model, recipe.finetune is not None and not made
     data = read_recipe_data(recipe, name, new_head, data_dir)
     base = load_for_task(name, data.task, recipe.seed) if new_head else load(name)
+    if process_state().device.type == "cpu":
+        base.model.float()
     return replace(base, name=recipe.model), data
 
 

@@ -475,7 +475,7 @@ def test_text_that_is_none(dense: str, tmp_path: Path) -> None:
     for name, content, message in (
         ("empty.txt", b"", "empty.txt is empty; expected one text per line"),
         ("blank.txt", b"\n \n\t\n", "blank.txt is empty"),
-        ("binary.txt", b"\xff\xfe\x00", r"binary.txt is not UTF-8 text \(byte 0\)"),
+        ("binary.txt", b"\xff\xfe\x00", r"binary.txt is not UTF-8 text \(line 1\)"),
         ("missing.txt", None, "missing.txt is neither a file nor a task"),
     ):
         if content is not None:

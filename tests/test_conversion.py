@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
 from dataclasses import replace
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +74,20 @@ def test_dtype_is_kept(
     model = converted(classifier.to(dtype), tokenizer).model
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert not model.training
+
+
+def test_half_precision_is_converted_in_float32_on_a_cpu(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    half = deepcopy(classifier).bfloat16()
+    made = converted(half, tokenizer)
+    expected = converted(deepcopy(half).float(), tokenizer)
+    assert made.layers == expected.layers
+    assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}, "left as it was"
+    for name, tensor in state_of(expected).items():
+        assert torch.equal(tensor.bfloat16(), state_of(made)[name])
+    made.model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_converted_model_is_refused(
