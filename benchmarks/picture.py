@@ -23,6 +23,7 @@ COLOURS = {
     "converted": "#1f7a5a",
     "converted compiled": "#4fa07f",
     "converted int8": "#0d4d37",
+    "narrow": "#e0b878",
 }
 LIMIT = "FFNs removed"
 
@@ -106,7 +107,8 @@ def draw_latency(axes: Axes, latency: dict[str, Any]) -> None:
             x, height = place - 0.4 + width * (number + 0.5), medians[name] / medians["dense"]
             label = name if place == 0 else None
             bar = axes.bar(x, height, 0.92 * width, color=COLOURS[name], label=label)
-            axes.bar_label(bar, [f"{medians[name]:.3g} ms"], fontsize=7, padding=2, rotation=90)
+            time = f"{medians[name]:{'.3g' if medians[name] < 1000 else ',.0f'}} ms"
+            axes.bar_label(bar, [time], fontsize=7, padding=2, rotation=90)
         limit = medians[LIMIT] / medians["dense"]
         label = f"{LIMIT} (the limit)" if place == 0 else None
         axes.plot([place - 0.44, place + 0.44], [limit] * 2, "--", color="#d08c2f", label=label)
