@@ -35,6 +35,7 @@ from fffconvert.pipeline import (
     table_of,
 )
 from fffconvert.recipe import CALIBRATION_TOKENS
+from fffconvert.training import write_whole
 from fffconvert.tree import DEFAULT_TREE
 
 EPOCHS = {"sst2": 2, "mrpc": 6, "cola": 6, "stsb": 6, "mnli": 2}  # of the teacher
@@ -135,18 +136,33 @@ def shapes(asked: str) -> list[TreeShape]:
     return [TreeShape(*map(int, shape.split("x"))) for shape in asked.split(",")]
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def parser_of(description: str | None, students: list[str]) -> argparse.ArgumentParser:
+    """The command line of a benchmark of students, of which some are made where none are named."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--task", action="append", choices=EPOCHS)
-    parser.add_argument(
-        "--students", type=lambda names: names.split(","), default=[CONVERTED, *CONTROLS], metavar="A,B"
-    )
+    parser.add_argument("--students", type=lambda names: names.split(","), default=students, metavar="A,B")
     parser.add_argument("--shape", type=shapes, default=[DEFAULT_TREE], metavar="DEPTHxWIDTH,...")
+    return parser
+
+
+def write_results(arguments: argparse.Namespace, **found: Any) -> None:
+    """Writes what was found, beside what was asked and on what."""
+    asked = {
+        name: str(value)
+        for name, value in vars(arguments).items()
+        if name not in ("work", "results", "data_dir", "model")
+    }
+    result = {"asked": asked, **found, "versions": versions(), "processor": env()["processor"]}
+    write_whole(arguments.results, json.dumps(result, indent=2) + "\n")
+
+
+def main() -> None:
+    """The command line."""
+    parser = parser_of(__doc__, [CONVERTED, *CONTROLS])
+    parser.add_argument("--task", action="append", choices=EPOCHS)
     parser.add_argument("--rows", type=int, default=12_000, help="that a student is distilled on, at most")
     parser.add_argument("--epochs", type=int, help="of a student; not given, half as many as its teacher had")
     parser.add_argument(
@@ -165,19 +181,7 @@ def main() -> None:
             show(title, tasks[title])
     summary = sums(tasks)
     show(f"Over {', '.join(tasks)}", summary)
-    asked = {
-        name: str(value)
-        for name, value in vars(arguments).items()
-        if name not in ("work", "results", "data_dir", "model")
-    }
-    result = {
-        "asked": asked,
-        "tasks": tasks,
-        "sums": summary,
-        "versions": versions(),
-        "processor": env()["processor"],
-    }
-    arguments.results.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_results(arguments, tasks=tasks, sums=summary)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import CONTROLS, shapes, show
+from benchmarks.accuracy import CONTROLS, parser_of, show, write_results
 from fffconvert import Recipe, Training, TreeShape, load
-from fffconvert.checkpoint import Loaded, versions
+from fffconvert.checkpoint import Loaded
 from fffconvert.data import read_validations, train_split
 from fffconvert.evaluation import Judge
-from fffconvert.inspection import env
 from fffconvert.pipeline import CONVERTED, START, TEACHER, Stages, load_base, students_of, table_of
 from fffconvert.tasks import as_asked_of, task_named
 from fffconvert.training import write_whole
-from fffconvert.tree import DEFAULT_TREE
 
 
 def sentences(work: Path, data_dir: Path | None) -> Path:
@@ -85,31 +83,14 @@ def judged(stages: Stages, judge: Judge, name: str, *how: Any) -> dict[str, Any]
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument(
-        "--students",
-        type=lambda names: names.split(","),
-        default=[CONVERTED, "removed", "narrow"],
-        metavar="A,B",
-    )
-    parser.add_argument("--shape", type=shapes, default=[DEFAULT_TREE], metavar="DEPTHxWIDTH,...")
+    parser = parser_of(__doc__, [CONVERTED, "removed", "narrow"])
     parser.add_argument("--rows", type=int, default=24_000, help="that a student is distilled on")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     tables = {f"{s.depth}x{s.leaf_width}": measure(arguments, s) for s in arguments.shape}
     for shape, rows in tables.items():
         show(f"STS-B, trees of {shape}", rows)
-    asked = {
-        name: str(value)
-        for name, value in vars(arguments).items()
-        if name in ("students", "shape", "rows", "seed")
-    }
-    result = {"asked": asked, "tasks": tables, "versions": versions(), "processor": env()["processor"]}
-    write_whole(arguments.results, json.dumps(result, indent=2) + "\n")
+    write_results(arguments, tasks=tables)
 
 
 if __name__ == "__main__":

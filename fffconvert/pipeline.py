@@ -287,8 +287,7 @@ class Stages:
             return
         say(f"{name}: {shape.active_neurons:g} active neurons per token", style="bold")
         start = self.work / f"{name}{START}"
-        if not start.exists():
-            self.make_start(start, shape, init)
+        self.make_start(start, shape, init)
         model = load(str(start)).model
         distill(
             model,
@@ -309,7 +308,9 @@ class Stages:
         forget(self.work / f"{name}.checkpoints")
 
     def make_start(self, folder: Path, shape: TreeShape, init: Init) -> None:
-        """Converts a student and scores it before distillation; a run that is resumed goes on from that."""
+        """Converts a student and scores it before distillation, unless it is there; a resumed run goes on from that."""
+        if folder.exists():
+            return
         conversion = build(self.teacher.model, self.calibration, shape, init, self.recipe.seed)
         report = {
             "before_distillation": self.judge(conversion.model).to_dict(),

@@ -140,9 +140,7 @@ def test_the_last_batches_of_an_epoch_count_as_much_as_others(
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, most)))
 
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip)
-    rows = rows_for(tokenizer, 8).select(
-        [0] * 40
-    )  # five batches that are alike: a step of four, and one of one
+    rows = rows_for(tokenizer, 8).select([0] * 40)  # five like batches: a step of four, and one of one
     settings = replace(SETTINGS, epochs=1, gradient_accumulation=4, learning_rate=1e-12)
     distill(student_of(classifier, tokenizer), classifier, tokenizer, rows, settings)
     first, last = norms
