@@ -348,7 +348,7 @@ def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
 
 def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
     """What `--calibration` or `--data` names; nothing where neither is given."""
-    from fffconvert.data import asked_for
+    from fffconvert.sources import asked_for
     from fffconvert.tasks import TASKS
 
     if calibration is None and data is None:
@@ -402,7 +402,8 @@ def finetune(
     """
     quiet_libraries()
     from fffconvert import checkpoint, distillation
-    from fffconvert.data import asked_for, read_data
+    from fffconvert.data import read_data
+    from fffconvert.sources import asked_for
     from fffconvert.training import forget
 
     settings = replace(FINETUNE, **training)
@@ -469,7 +470,8 @@ def distill(
     settings = Training(**training)
     quiet_libraries()
     from fffconvert import checkpoint, distillation, modeling
-    from fffconvert.data import asked_for, read_data
+    from fffconvert.data import read_data
+    from fffconvert.sources import asked_for
     from fffconvert.tasks import check_head
     from fffconvert.training import forget
 
@@ -546,7 +548,8 @@ def evaluate(
     """
     quiet_libraries()
     from fffconvert import checkpoint, evaluation
-    from fffconvert.data import asked_for, read_validations
+    from fffconvert.data import read_validations
+    from fffconvert.sources import asked_for
     from fffconvert.tasks import Task, as_asked_of, check_head
 
     if min_retention is not None and teacher is None:

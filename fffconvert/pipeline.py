@@ -30,7 +30,7 @@ from fffconvert.checkpoint import (
     save,
 )
 from fffconvert.conversion import build, check_tree
-from fffconvert.data import Data, asked_for, read_data
+from fffconvert.data import Data, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import NotWritten, UserError
@@ -39,6 +39,7 @@ from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Init, Recipe
+from fffconvert.sources import asked_for
 from fffconvert.tasks import Task, check_head
 from fffconvert.training import (
     digest_of_rows,

@@ -29,7 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from fffconvert.data import unlabelled
+from fffconvert.columns import unlabelled
 from fffconvert.encoding import tokenized
 from fffconvert.families import FAMILIES
 from fffconvert.latency import benchmark

@@ -24,8 +24,9 @@ dense fff options
 export families fit int8 training
 calibration modeling onnx
 card conversion encoding estimate quantization registration
-checkpoint data distillation latency
-evaluation hub inspection tables
+checkpoint distillation latency sources
+columns evaluation hub inspection tables
+data
 pipeline
 cli
 """.strip().splitlines()

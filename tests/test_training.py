@@ -28,8 +28,9 @@ from transformers import BertForSequenceClassification, PreTrainedModel, PreTrai
 
 import fffconvert
 from fffconvert import checkpoint, training
+from fffconvert.columns import unlabelled
 from fffconvert.conversion import convert
-from fffconvert.data import read_data, read_validations, unlabelled
+from fffconvert.data import read_data, read_validations
 from fffconvert.distillation import distill, finetune
 from fffconvert.encoding import tokenized
 from fffconvert.errors import UserError

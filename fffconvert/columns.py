@@ -1,0 +1,228 @@
+"""What task one's own data makes: which columns hold text and labels, and which classes there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, List, Value
+from transformers import PreTrainedConfig
+
+from fffconvert.display import say
+from fffconvert.encoding import class_names, labels_in, multi_hot
+from fffconvert.errors import UserError
+from fffconvert.recipe import DataSource
+from fffconvert.sources import Asked, name_of
+from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, labels_of
+
+PAIRS = (
+    ("question", "context"),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("question", "sentence"),
+    ("query", "passage"),
+)
+TEXTS = (
+    "text",
+    "sentence",
+    "tokens",
+    "words",
+    "review",
+    "content",
+    "document",
+    "comment",
+    "body",
+    "question",
+)
+LABELS = (
+    "label",
+    "labels",
+    "ner_tags",
+    "tags",
+    "answers",
+    "target",
+    "class",
+    "category",
+    "sentiment",
+    "score",
+)
+"""Column names that are taken for text and labels where none are given, the first that is there."""
+
+MOST_NAMES = 8  # of classes, in one line about them
+
+
+def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labelled: bool = True) -> Task:
+    """The task that rows make for a model, whose head says what is asked; without one, the labels say it.
+
+    Args:
+        asked: Where the rows come from.
+        rows: Some of them; the columns and classes are read off them.
+        config: The model's; none where a head is still to be made for the labels.
+        labelled: Whether labels are wanted.
+
+    Raises:
+        UserError: For a column that is not there or that cannot be guessed, or labels that a head is to be
+            made for and that are not there.
+    """
+    if isinstance(asked, Task):
+        return asked if labelled else unlabelled(asked.name, asked.columns, config)
+    if isinstance(asked, Path):
+        return unlabelled("text", ("text",), config)
+    name = name_of(asked)
+    kind = kind_of(config) if config is not None else None
+    label = label_column(asked, rows, kind) if labelled else None
+    if kind is None:
+        if label is None:
+            raise UserError(
+                f"{asked.path}: which column holds the labels? It has {', '.join(rows.column_names)}; "
+                "name it with --label-column"
+            )
+        kind = kind_of_labels(asked, rows, label)
+    columns = text_columns(asked, rows, kind, label)
+    task = unlabelled(name, columns, config)
+    if label is not None:
+        labels = class_labels(rows, label, kind, config)
+        entities = kind == "tokens" and any(each.startswith("B-") for each in labels)
+        metrics = ("entity_f1", "accuracy") if entities else METRICS[kind]
+        task = Task(name, columns, labels, metrics, kind=kind, label=label)
+    say_what_was_chosen(task, rows, labelled and kind not in ("masked", "embedding"))
+    return task
+
+
+def unlabelled(name: str, columns: tuple[str, ...], config: PreTrainedConfig | None) -> Task:
+    """A task of text alone, where the teacher is the judge."""
+    kind = kind_of(config) if config is not None else "embedding"
+    metrics = METRICS[kind] if kind in ("masked", "embedding") else AGREEMENT
+    return Task(name, columns, metrics=metrics, kind=kind, label=None)
+
+
+def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | None:
+    """The column that holds the labels: the one named, or the first with a usual name."""
+    if kind in ("masked", "embedding"):
+        if source.label is not None:
+            raise UserError(
+                f"the model's head needs no labels ({kind}); leave out --label-column {source.label}"
+            )
+        return None
+    if source.label is not None:
+        _require(source, rows, source.label)
+        return source.label
+    found = _usual(rows, LABELS)
+    if found is not None and len(rows) and all(value in (None, -1) for value in rows[found]):
+        return None  # as GLUE's own test splits have it
+    answers = found is not None and holds_answers(rows.features[found])
+    return found if kind is None or answers == (kind == "question") else None
+
+
+def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
+    """What a head for these labels answers."""
+    feature = rows.features[label]
+    if holds_answers(feature):
+        return "question"
+    if isinstance(feature, List):
+        words = any(isinstance(rows.features.get(name), List) for name in source.text)
+        return "tokens" if words or _usual(rows, ("tokens", "words")) else "multi-label"
+    if label.lower() in ("ner_tags", "tags"):
+        return "tokens"  # as text with spaces between, in a CSV file
+    return "regression" if isinstance(feature, Value) and "float" in feature.dtype else "classification"
+
+
+def holds_answers(feature: Any) -> bool:
+    """Whether a column holds answers to questions: objects, or lists of them."""
+    return isinstance(feature.feature if isinstance(feature, List) else feature, dict)
+
+
+def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | None) -> tuple[str, ...]:
+    """The columns that hold the text: those named, or those with usual names, or the only one of text."""
+    for name in source.text:
+        _require(source, rows, name)
+    if len(source.text) > 2:
+        raise UserError(f"{source.path}: {len(source.text)} text columns; a model reads one or two")
+    if len(source.text) == 1 and kind == "question":
+        raise UserError(
+            f"{source.path}: one text column, {source.text[0]!r}; a question is asked of a context, so name both, "
+            "each with --text-column, the question first"
+        )
+    if source.text:
+        return source.text
+    for pair in PAIRS[:1] if kind == "question" else () if kind == "tokens" else PAIRS:
+        columns = tuple(_usual(rows, (name,)) for name in pair)
+        if all(columns):
+            return tuple(str(column) for column in columns)
+    usual = _usual(rows, ("tokens", "words", *TEXTS) if kind == "tokens" else TEXTS)
+    textual = [
+        name
+        for name, feature in rows.features.items()
+        if isinstance(feature, Value) and "string" in feature.dtype and name != label
+    ]
+    if kind == "question" or (usual is None and len(textual) != 1):
+        wanted = "question and which its context" if kind == "question" else "text"
+        raise UserError(
+            f"{source.path}: which column holds the {wanted}? It has {', '.join(rows.column_names)}; "
+            "name it with --text-column"
+        )
+    return (usual or textual[0],)
+
+
+def _usual(rows: Dataset, names: tuple[str, ...]) -> str | None:
+    """The first of `names` among the columns, whatever their case."""
+    there = {column.lower(): column for column in rows.column_names}
+    return next((there[name] for name in names if name in there), None)
+
+
+def _require(source: DataSource, rows: Dataset, column: str) -> None:
+    if column not in rows.column_names:
+        raise UserError(f"{source.path} has no column {column!r}; it has {', '.join(rows.column_names)}")
+
+
+def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig | None) -> tuple[str, ...]:
+    """The names of the classes, in the order of the model's outputs; for a new head as the data has them.
+
+    Where both name their classes, and differently, the data's numbers count, and one line says so.
+    """
+    if kind not in ("classification", "multi-label", "tokens"):
+        return ()
+    named = class_names(rows.features[label])
+    if config is None:
+        hot = multi_hot(rows, label) if kind == "multi-label" else 0
+        found = tuple(named or [str(number) for number in range(hot)] or distinct(kind, rows[label]))
+        if len(found) < 2:
+            raise UserError(
+                f"column {label!r} has {len(found)} label{'s' * (len(found) != 1)}; expected two or more"
+            )
+        times = Counter(name.lower() for name in found)
+        if alike := sorted(name for name in found if times[name.lower()] > 1):
+            raise UserError(
+                f"column {label!r} has labels that differ in their case alone: {_some(alike)}; expected one spelling"
+            )
+        return found
+    names = labels_of(config)
+    if named and not {name.lower() for name in named} & {name.lower() for name in names}:
+        say(f"The data's labels {_some(named)} are taken by number for the model's {_some(names)}")
+    return names
+
+
+def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
+    """The names of the labels in a column, in order: numbers by size, then texts."""
+    found = {label for value in column for label in labels_in(kind, value) if label is not None}
+    return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
+
+
+def say_what_was_chosen(task: Task, rows: Dataset, labelled: bool) -> None:
+    """One line about which columns are what, and what follows where labels were wanted and none were found."""
+    missing = "no column of labels (--label-column names one), so the teacher is the judge"
+    labels = f"labels from {task.label!r}" if task.label else missing if labelled else "no labels"
+    by_number = task.label is not None and isinstance(next(iter(rows[task.label]), None), int | float)
+    names = [f"{number} = {name}" for number, name in enumerate(task.labels)] if by_number else task.labels
+    classes = f": {_some(names)}" if names else ""
+    columns = " and ".join(repr(column) for column in task.columns)
+    say(f"{task.name}: text from {columns}, {labels} ({task.kind}{classes})")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMES])
+    return f"{shown}, ... {len(names)} in all" if len(names) > MOST_NAMES else shown

@@ -1,0 +1,254 @@
+"""Where rows come from: GLUE, a text file with one text per line, or one's own data.
+
+GLUE comes from the Hub (`nyu-mll/glue`), or from a folder `DATA_DIR/TASK/` of Parquet files named after the
+splits. One's own data is whatever `datasets` reads: a file, a folder, or a dataset of the Hub.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+from fffconvert.errors import UserError, first_line
+from fffconvert.recipe import DataSource
+from fffconvert.tasks import Task, task_named
+
+HUB_DATASET = "nyu-mll/glue"
+
+Asked = Task | Path | DataSource
+"""What may be asked for: a GLUE task, a text file with one text per line, or one's own data."""
+
+READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+WHOLE = {
+    "csv": "a line with the names of the columns, then one for each row, in UTF-8",
+    "json": "one object for each row, in UTF-8",
+    "parquet": "a whole Parquet file",
+}
+"""What a file must hold by its reader."""
+
+
+def asked_for(task: str | None, text: str | Path | None, data: DataSource | None) -> Asked:
+    """What a command or a recipe asks for.
+
+    Raises:
+        UserError: For none or several of the three, a task that is not GLUE's, or a table given for a text file.
+    """
+    given = [name for name, value in (("task", task), ("text", text), ("data", data)) if value is not None]
+    if len(given) != 1:
+        found = f"{' and '.join(given)} are named" if given else "nothing to read is named"
+        raise UserError(f"{found}; expected either a task, a text file, or data of your own")
+    if data is not None:
+        return data
+    if task is not None:
+        return task_named(task)
+    file = Path(str(text))
+    if file.suffix.lower() in READERS:
+        raise UserError(f"{file} is no text file but a table; give it as --data (in a recipe: data.path)")
+    return file
+
+
+def train_split(asked: Asked, data_dir: Path | None) -> Dataset:
+    """The rows to train on: of own data the split `train`, or the only one."""
+    if isinstance(asked, Task):
+        return load_task(asked, data_dir, ("train",))["train"]
+    if isinstance(asked, Path):
+        return Dataset.from_dict({"text": list(read_lines(asked))})
+    found = load_source(asked)
+    return found[_train_name(asked, found)]
+
+
+def validation_splits(asked: Asked, data_dir: Path | None) -> dict[str, Dataset]:
+    """The rows to evaluate on by split; none where the data has but those to train on."""
+    if isinstance(asked, Task):
+        return load_task(asked, data_dir, asked.validations)
+    if isinstance(asked, Path):
+        return {}
+    found = load_source(asked)
+    if asked.validation is not None:
+        return {asked.validation: _split(asked, found, asked.validation)}
+    train = asked.train or "train"
+    names = [n for n in ("validation", "test") if n in found and n != train and len(found) > 1]
+    return {name: found[name] for name in names[:1]}
+
+
+def _train_name(source: DataSource, found: DatasetDict) -> str:
+    if source.train is not None:
+        _split(source, found, source.train)
+        return source.train
+    if "train" not in found and len(found) > 1:
+        raise several_splits(source, found)
+    return "train" if "train" in found else next(iter(found))
+
+
+def several_splits(source: DataSource, found: DatasetDict) -> UserError:
+    """What says that data has several splits and none was named."""
+    return UserError(f"{source.path} has the splits {', '.join(found)}; say which with --split")
+
+
+def _split(source: DataSource, found: DatasetDict, name: str) -> Dataset:
+    if name not in found:
+        raise UserError(f"{source.path} has no split {name!r}; it has {', '.join(found)}")
+    return found[name]
+
+
+def name_of(asked: Asked) -> str:
+    """What scores call the data: the name of a file or folder, a Hub dataset's id."""
+    if isinstance(asked, Task):
+        return asked.name
+    if isinstance(asked, Path):
+        return "text"
+    return Path(asked.path).name if Path(asked.path).exists() else asked.path
+
+
+def load_source(source: DataSource) -> DatasetDict:
+    """All splits of one's own data; a single file is one split.
+
+    Raises:
+        UserError: For data that is not there, or that `datasets` cannot read.
+    """
+    path = Path(source.path)
+    try:
+        found = _read(source, path)
+    except UserError:
+        raise
+    except Exception as error:  # what can go wrong while reading shares no base class
+        empty = path.is_file() and path.stat().st_size == 0
+        reason = "it is empty" if empty else first_line(error.__cause__ or error)
+        where = "" if path.exists() else " from the Hub; without it, name a file or a folder"
+        expected = f"; expected {WHOLE[READERS[path.suffix.lower()]]}" if path.is_file() else where
+        raise UserError(f"{source.path} could not be read ({reason}){expected}") from error
+    return found if isinstance(found, DatasetDict) else DatasetDict({name_of(source): found})
+
+
+def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
+    """Has `datasets` read what a source names, whatever it is; raises whatever that raises."""
+    suffix = path.suffix.lower()
+    reader = READERS.get(suffix)
+    if path.is_dir():
+        saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        if not saved and glob.has_magic(str(path.resolve())):
+            raise UserError(
+                f"{path} has *, ? or [ in its name, which `datasets` reads as a pattern; rename it"
+            )
+        return load_from_disk(str(path)) if saved else load_dataset(str(path), source.subset)
+    if path.is_file() and suffix == ".txt":
+        return Dataset.from_dict({"text": list(read_lines(path))})
+    if path.is_file() and reader is not None:
+        options: dict[str, Any] = {}
+        if reader == "csv":
+            # an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
+            options = {**dialect(path), "keep_default_na": False, "na_values": [""]}
+        return load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)
+    if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
+        raise UserError(
+            f"{path} {'cannot be read' if path.exists() else 'does not exist'}; expected a folder, "
+            f"a file that ends with {', '.join(READERS)} or .txt, or the id of a dataset on the Hub"
+        )
+    return load_dataset(source.path, source.subset)
+
+
+def dialect(file: Path) -> dict[str, Any]:
+    """How a CSV or TSV file is written, in pandas' words: what stands between columns, and whether cells are quoted.
+
+    Quotes in a TSV file mean something where every line closes those that it opens; elsewhere they are text.
+
+    Raises:
+        UserError: Where neither commas nor, in a `.tsv`, tabs part the columns, or a row has more of them than names.
+    """
+    tabs = file.suffix.lower() == ".tsv"
+    separator = "\t" if tabs else ","
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        unclosed = tabs and any(line.count('"') % 2 for line in lines)
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if unclosed else csv.QUOTE_MINIMAL
+        lines.seek(0)
+        names, *first = islice(csv.reader(lines, delimiter=separator, quoting=quoting), 2)
+    for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):
+        if not tabs and len(names) == 1 and other in names[0]:
+            raise UserError(f"{file} has {what} between its columns; expected commas, or tabs in a .tsv")
+    if first and len(first[0]) > len(names):
+        raise UserError(
+            f"{file} names {len(names)} columns and its first row has {len(first[0])}; expected as many, and quotes "
+            "around a text with commas"
+        )
+    return {"sep": separator, "quoting": quoting}
+
+
+def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> DatasetDict:
+    """Splits of a task, with the columns and label codes of `nyu-mll/glue`.
+
+    Args:
+        task: The task.
+        splits: Some of `train` and the task's validation splits.
+        data_dir: A folder with `TASK/SPLIT.parquet`; a `train_partial.parquet` serves, with a warning,
+            where there is no `train.parquet`. Without a folder the data comes from the Hub.
+
+    Raises:
+        UserError: For data that is missing, cannot be read, or lacks a column.
+    """
+    if data_dir is None:
+        found = _load_from_hub(task)
+    else:
+        files = {split: str(_file(data_dir / task.name, split)) for split in splits}
+        try:
+            found = load_dataset("parquet", data_files=files)
+        except Exception as error:
+            raise UserError(
+                f"{data_dir / task.name}: not readable as Parquet ({first_line(error)})"
+            ) from error
+    for split in splits:
+        missing = {*task.columns, "label"} - set(found[split].column_names)
+        if missing:
+            raise UserError(
+                f"{task.name}, {split}: no column {', '.join(sorted(missing))}; "
+                f"expected {', '.join((*task.columns, 'label'))}"
+            )
+    return DatasetDict({split: found[split] for split in splits})
+
+
+def _load_from_hub(task: Task) -> DatasetDict:
+    try:
+        return load_dataset(HUB_DATASET, task.name)
+    except Exception as error:
+        raise UserError(
+            f"{HUB_DATASET}/{task.name} could not be had from the Hub ({first_line(error)}). "
+            f"Name a folder that holds {task.name}/train.parquet with --data-dir."
+        ) from error
+
+
+def _file(folder: Path, split: str) -> Path:
+    whole, partial = folder / f"{split}.parquet", folder / f"{split}_partial.parquet"
+    if whole.is_file():
+        return whole
+    if partial.is_file():
+        warnings.warn(f"{partial}: only a part of the split, so scores are not GLUE's own", stacklevel=2)
+        return partial
+    raise UserError(f"{whole} does not exist; expected the {split} split as Parquet")
+
+
+def read_lines(file: Path) -> Iterator[str]:
+    """The non-empty lines of a text file, one text each, read as they are asked for.
+
+    Raises:
+        UserError: For a file that is missing, is not UTF-8, or has no text in it.
+    """
+    empty, number = True, 0
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007
+                for part in line.decode("utf-8-sig").split("\r"):
+                    if text := part.strip():
+                        empty = False
+                        yield text
+    except OSError as error:
+        raise UserError(f"{file} could not be read ({error.strerror}); expected a text file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (line {number}); expected one text per line") from error
+    if empty:
+        raise UserError(f"{file} is empty; expected one text per line")

@@ -1,0 +1,170 @@
+"""Which columns of one's own data hold text and labels, and which classes there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import sentences
+from own_data import config_for, encoded_labels, write_jsonl
+from transformers import PreTrainedTokenizerFast
+
+from fffconvert.data import read_data, read_validations
+from fffconvert.errors import UserError
+from fffconvert.recipe import DataSource
+from fffconvert.tasks import TASKS
+
+
+def test_glue_is_a_row_of_the_same_type(glue: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    ours = DataSource(str(glue / "sst2"), text=("sentence",), label="label")
+    data = read_data(TASKS["sst2"], tokenizer, None, data_dir=glue, held_out=1)
+    own = read_data(ours, tokenizer, config_for("classification"), held_out=1)
+    assert own.texts == data.texts
+    assert own.rows[:] == data.rows[:]
+    assert own.validations["validation"][:] == data.validations["validation"][:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": ("body",)}, "has no column 'body'; it has id, title, label"),
+        ({"label": "stars"}, "has no column 'stars'; it has id, title, label"),
+        ({"text": ("title", "id", "label")}, "3 text columns; a model reads one or two"),
+        ({"text": ("id",)}, "row 0 has id 0; expected text"),
+        ({"train": "training"}, "has no split 'training'; it has own.jsonl"),
+    ],
+)
+def test_columns_that_are_not_there(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, changes: dict[str, Any], message: str
+) -> None:
+    columns = {"id": [0, 1], "title": ["good", "bad"], "label": [0, 1]}
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    with pytest.raises(UserError, match=message):
+        read_data(DataSource(source.path, **changes), tokenizer, None)
+
+
+def test_columns_that_cannot_be_guessed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"first": ["a"], "second": ["b"], "label": [0]})
+    with pytest.raises(
+        UserError, match=r"which column holds the text\? It has first, second, label; name it with --text-c"
+    ):
+        read_data(source, tokenizer, None)
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": ["a"], "kind": ["b"]})
+    with pytest.raises(
+        UserError, match=r"which column holds the labels\? It has text, kind; name it with --label-column"
+    ):
+        read_data(source, tokenizer, None)
+    with pytest.raises(UserError, match=r"which column holds the question and which its context\?"):
+        read_data(source, tokenizer, config_for("question"))
+    with pytest.raises(UserError, match="one text column, 'text'; a question is asked of a context"):
+        read_data(replace(source, text=("text",)), tokenizer, config_for("question"))
+
+
+def test_one_class_is_nothing_to_learn(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": ["a", "b"], "label": [1, 1]})
+    with pytest.raises(UserError, match="column 'label' has 1 label; expected two or more"):
+        read_data(source, tokenizer, None)
+
+
+def test_a_column_without_any_label_is_none(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for("classification")
+    for blank in (-1, None):
+        source = write_jsonl(tmp_path / "own.jsonl", {"text": ["good", "bad"], "label": [blank] * 2})
+        task, _ = read_validations(source, tokenizer, config)
+        assert task.label is None
+        assert "so the teacher is the judge" in " ".join(capsys.readouterr().err.split())
+        with pytest.raises(UserError, match=f"{blank} in column 'label' is no label"):
+            read_validations(replace(source, label="label"), tokenizer, config)
+
+
+def test_numbers_are_said_to_be_taken_for_classes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for("classification", id2label={0: "bad", 1: "good"})
+    encoded_labels(tmp_path, tokenizer, config, [1, 0])
+    assert "0 = bad, 1 = good" in " ".join(capsys.readouterr().err.split())
+    encoded_labels(tmp_path, tokenizer, config, ["good", "bad"])
+    assert "bad, good" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "text", "label"),
+    [
+        ({"text": ["a", "b"], "label": [1, 0]}, "classification", ("text",), "label"),
+        ({"Sentence": ["a", "b"], "Label": ["x", "y"]}, "classification", ("Sentence",), "Label"),
+        (
+            {"premise": ["a", "b"], "hypothesis": ["b", "a"], "label": [1, 0]},
+            "classification",
+            ("premise", "hypothesis"),
+            "label",
+        ),
+        ({"note": ["a", "b"], "target": [1, 0]}, "classification", ("note",), "target"),
+        ({"text": ["a"], "score": [0.5]}, "regression", ("text",), "score"),
+        ({"text": ["a"], "labels": [["x", "y"]]}, "multi-label", ("text",), "labels"),
+        (
+            {"tokens": [["a", "b"]], "ner_tags": [["O", "X"]], "text": ["a b"]},
+            "tokens",
+            ("tokens",),
+            "ner_tags",
+        ),
+        ({"words": ["a b"], "tags": ["O X"]}, "tokens", ("words",), "tags"),
+        (
+            {"context": ["a b"], "question": ["a"], "answers": [{"text": ["b"], "answer_start": [2]}]},
+            "question",
+            ("question", "context"),
+            "answers",
+        ),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_guessed(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    columns: dict[str, list[Any]],
+    kind: str,
+    text: tuple[str, ...],
+    label: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    task = read_data(source, tokenizer, None).task
+    assert (task.kind, task.columns, task.label) == (kind, text, label)
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(repr(column) in said for column in (*text, label))
+    assert kind in said
+
+
+def test_a_named_column_of_words_has_tags(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"toks": [["a", "b"]], "gold": [["O", "X"]]})
+    named = replace(source, text=("toks",), label="gold")
+    assert read_data(named, tokenizer, None).task.kind == "tokens"
+
+
+def test_columns_named_as_a_model_names_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    columns = {"text": sentences(3), "length": ["short", "long", "long"], "labels": ["b", "a", "b"]}
+    rows = read_data(write_jsonl(tmp_path / "own.jsonl", columns), tokenizer, None).rows
+    assert rows["labels"] == [1, 0, 1]
+    assert rows["length"] == [len(ids) for ids in rows["input_ids"]]
+    columns["labels"] = [[0, 2], [], [1]]
+    rows = read_data(write_jsonl(tmp_path / "own.jsonl", columns), tokenizer, None).rows
+    assert rows["labels"] == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+
+def test_labels_that_differ_in_their_case_alone_are_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UserError, match=r"differ in their case alone: Good, good; expected one spelling"):
+        encoded_labels(tmp_path, tokenizer, None, ["Good", "bad", "good"])
+
+
+def test_labels_are_not_looked_at_where_they_are_not_wanted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(3), "label": ["x", "y", "z"]})
+    data = read_data(source, tokenizer, config_for("classification"), labelled=False)
+    assert "labels" not in data.rows.column_names
+    assert not data.task.is_labelled

@@ -1,0 +1,188 @@
+"""Where rows come from: files, folders, the Hub; and one line for what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import sentences
+from datasets import ClassLabel, Dataset, DatasetDict
+from own_data import reviews
+from transformers import PreTrainedTokenizerFast
+
+import fffconvert.sources
+from fffconvert.data import read_data
+from fffconvert.errors import UserError
+from fffconvert.recipe import DataSource
+from fffconvert.sources import asked_for, load_source, read_lines
+from fffconvert.tasks import TASKS
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_files_of_every_kind(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, ending: str) -> None:
+    file, columns = tmp_path / f"own-reviews.{ending}", reviews()
+    rows = Dataset.from_dict(columns)
+    if ending == "parquet":
+        rows.to_parquet(file)
+    elif ending.startswith("json"):
+        rows.to_json(file, lines=ending == "jsonl")
+    else:
+        rows.to_csv(file, sep="\t" if ending == "tsv" else ",")
+    data = read_data(DataSource(str(file)), tokenizer, None)
+    assert data.task.columns == ("review",)
+    assert data.task.labels == ("good", "poor")
+    assert data.texts == columns["review"]
+    assert data.rows["labels"] == [int(label == "poor") for label in columns["sentiment"]]
+    assert data.validations == {}
+
+
+def test_a_folder_has_a_split_for_each_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    for split, n in (("train", 12), ("validation", 5), ("test", 7)):
+        Dataset.from_dict(reviews(n)).to_csv(tmp_path / f"{split}.csv")
+    source = DataSource(str(tmp_path))
+    data = read_data(source, tokenizer, None, held_out=1)
+    assert len(data.rows) == 12
+    assert {name: len(rows) for name, rows in data.validations.items()} == {"validation": 5}
+    assert data.task.validations == ("validation",)
+    named = DataSource(str(tmp_path), validation="test", train="validation")
+    data = read_data(named, tokenizer, None, held_out=1)
+    assert len(data.rows) == 5
+    assert {name: len(rows) for name, rows in data.validations.items()} == {"test": 7}
+
+
+def test_a_saved_dataset(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    saved = DatasetDict(train=Dataset.from_dict(reviews()), test=Dataset.from_dict(reviews(5)))
+    saved.save_to_disk(tmp_path / "saved")
+    data = read_data(DataSource(str(tmp_path / "saved")), tokenizer, None, held_out=1)
+    assert {name: len(rows) for name, rows in data.validations.items()} == {"test": 5}
+
+
+def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(*args: Any) -> DatasetDict:
+        asked.append(args)
+        rows = Dataset.from_dict({"text": sentences(6), "label": [0, 1, 1, 0, 1, 0]})
+        return DatasetDict(
+            train=rows.cast_column("label", ClassLabel(names=["neg", "pos"])), unsupervised=rows
+        )
+
+    monkeypatch.setattr(fffconvert.sources, "load_dataset", load_dataset)
+    source = DataSource("user/reviews", subset="english")
+    data = read_data(source, tokenizer, None)
+    assert asked == [("user/reviews", "english")]
+    assert data.task.name == "user/reviews"
+    assert data.task.labels == ("neg", "pos")
+    assert data.rows["labels"] == [0, 1, 1, 0, 1, 0]
+
+
+def test_no_hub_is_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(
+        UserError, match=r"user/reviews could not be read .* from the Hub; .*name a file"
+    ) as error:
+        read_data(DataSource("user/reviews"), tokenizer, None)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing.csv", "nothing.csv does not exist; expected a folder, a file that ends with .csv"),
+        ("./nothing", "nothing does not exist"),
+        ("picture.png", "picture.png cannot be read; expected a folder, a file that ends with"),
+        ("broken.parquet", "broken.parquet could not be read"),
+        ("broken.jsonl", r"broken.jsonl could not be read .*; expected one object for each row"),
+        ("empty.csv", r"empty.csv could not be read \(it is empty\); expected a line with the names of"),
+        ("empty.jsonl", r"empty.jsonl could not be read \(it is empty\); expected one object for each"),
+        ("semicolons.csv", "semicolons.csv has semicolons between its columns; expected commas, or tabs"),
+        ("bars.csv", "bars.csv has bars between its columns; expected commas, or tabs"),
+        ("empty", "empty could not be read"),
+    ],
+)
+def test_data_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("picture.png", "broken.parquet", "broken.jsonl"):
+        Path(name).write_text("{ no", encoding="utf-8")
+    for name in ("empty.csv", "empty.jsonl"):
+        Path(name).touch()
+    Path("semicolons.csv").write_text("text;label\ngood, really;1\n", encoding="utf-8")
+    Path("bars.csv").write_text("text|label\ngood, really|1\n", encoding="utf-8")
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match=message) as error:
+        load_source(DataSource(path))
+    assert "\n" not in str(error.value)
+
+
+def test_only_an_empty_cell_of_a_csv_file_has_nothing_in_it(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("text,label\nN/A,None\nnull,hate\n", encoding="utf-8")
+    data = read_data(DataSource(str(file)), tokenizer, None)
+    assert data.task.labels == ("None", "hate")
+    assert data.texts == ["N/A", "null"]
+
+
+def test_a_table_is_no_text_file() -> None:
+    with pytest.raises(UserError, match=r"reviews.csv is no text file but a table; give it as --data"):
+        asked_for(None, "reviews.csv", None)
+
+
+def test_a_text_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("good\n", encoding="utf-8-sig")
+    assert list(read_lines(tmp_path / "own.txt")) == ["good"]
+
+
+def test_only_one_of_task_text_and_data() -> None:
+    assert asked_for("sst2", None, None) is TASKS["sst2"]
+    assert asked_for(None, "a.txt", None) == Path("a.txt")
+    assert asked_for(None, None, DataSource("a.csv")) == DataSource("a.csv")
+    with pytest.raises(UserError, match="nothing to read is named; expected either a task, a text file, or"):
+        asked_for(None, None, None)
+    with pytest.raises(UserError, match="task and data are named; expected either a task, a text file, or"):
+        asked_for("sst2", None, DataSource("a.csv"))
+
+
+def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "data1.csv").write_text("text,label\nother,1\nbad,0\n")
+    (tmp_path / "data[1].csv").write_text("text,label\ngood,1\n")
+    (found,) = load_source(DataSource(str(tmp_path / "data[1].csv"))).values()
+    assert found["text"] == ["good"]
+    (tmp_path / "f[1]").mkdir()
+    (tmp_path / "f[1]" / "train.csv").write_text("text,label\ngood,1\n")
+    with pytest.raises(UserError, match=r"f\[1\] has \*, \? or \[ in its name"):
+        load_source(DataSource(str(tmp_path / "f[1]")))
+
+
+def test_a_table_by_columns_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"text": ["good film"] * 100, "label": [0, 1] * 50}))
+    with pytest.raises(
+        UserError, match=r"row 0 has text \['good film', 'good film', .*\.\.\.\]; expected text"
+    ):
+        read_data(DataSource(str(tmp_path / "own.json")), tokenizer, None, held_out=0)
+
+
+def test_a_quote_that_nobody_closes_is_text_in_a_tsv(tmp_path: Path) -> None:
+    file = tmp_path / "own.tsv"
+    file.write_text('text\tlabel\n"good film\t1\nbad film\t0\nfine" film\t0\n')
+    (found,) = load_source(DataSource(str(file))).values()
+    assert found["text"] == ['"good film', "bad film", 'fine" film']
+    file.write_text('text\tlabel\n"a ""good"" film"\t1\n')
+    (found,) = load_source(DataSource(str(file))).values()
+    assert found["text"] == ['a "good" film']
+
+
+def test_more_columns_than_names_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("text,label\ngood, film,1\nbad, book,0\n")
+    with pytest.raises(UserError, match=r"own.csv names 2 columns and its first row has 3; expected as many"):
+        load_source(DataSource(str(tmp_path / "own.csv")))
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_bytes(b"good film\n" * 3000 + b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"own.txt is not UTF-8 text \(line 3001\)"):
+        list(read_lines(tmp_path / "own.txt"))
