@@ -90,7 +90,19 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 }
 
 inline float scalar(float v) { return v; }
-inline float scalar(bf16 v) { return load(&v, 1)[0]; }
+inline float scalar(bf16 v) {
+  uint32_t bits = uint32_t(v) << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof(f));
+  return f;
+}
+
+// As PyTorch rounds: to the nearest, of two to the even one.
+inline bf16 rounded(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof(v));
+  return v != v ? bf16(0x7fc0) : bf16((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 // The lanes of a vector added up to four.
 inline Quad quad(Vec v) {
@@ -134,6 +146,12 @@ struct Ahead {
     for (; bytes > 0 && line < end; bytes -= 64, line += 64) __builtin_prefetch(line, 0, 2);
   }
 };
+
+template <class E>
+inline Ahead rows_ahead(const E* rows, int64_t n, int64_t d) {
+  auto first = reinterpret_cast<const char*>(rows);
+  return {first, first + n * d * sizeof(E)};
+}
 
 // ---- Activations: float accuracy, NaN in gives NaN out, infinities as PyTorch has them.
 
@@ -305,15 +323,17 @@ template <int T, class E>
   for (; i < n; ++i) dots<T, 1>(a, b + i, a[0], d, c + i, ahead);
 }
 
-// The score of a token at a router. The order of summation is fixed: the path of a token must not depend on its
-// company.
+// The score of a token at a router, while `ahead` is brought nearer. The order of summation is fixed: the path of a
+// token must not depend on its company.
 template <class E>
-inline float score(const float* x, const E* w, int64_t d) {
+inline float score(const float* x, const E* w, int64_t d, Ahead ahead = {}) {
   Vec sum[4] = {};
   int64_t i = 0;
   auto add = [&](int to, int64_t i, auto n) { sum[to] = fma(load(x + i, n), load(w + i, n), sum[to]); };
-  for (; i + 4 * LANES <= d; i += 4 * LANES)
+  for (; i + 4 * LANES <= d; i += 4 * LANES) {
+    ahead.fetch(4 * LANES * sizeof(E));
     for (int k = 0; k < 4; ++k) add(k, i + k * LANES, Full{});
+  }
   for (; i + LANES <= d; i += LANES) add(0, i, Full{});
   if (i < d) add(0, i, d - i);
   return total((sum[0] + sum[1]) + (sum[2] + sum[3]));
@@ -347,8 +367,7 @@ struct Neurons {
 
   // The own ones' rows of d, which lie one after the other.
   Ahead ahead(const E* const* rows, int64_t d) const {
-    auto first = reinterpret_cast<const char*>(rows[0]);
-    return own ? Ahead{first, first + own * d * sizeof(E)} : Ahead{};
+    return own ? rows_ahead(rows[0], own, d) : Ahead{};
   }
 };
 
@@ -412,7 +431,9 @@ inline void route(const Tree<E>& tree, const float* x, int32_t* leaf, float* sco
     for (int t = 0; t < T; ++t) {
       if (T == 1 && level + 1 < tree.depth)  // nothing else to do meanwhile: both children
         for (int child = 1; child <= 2; ++child) prefetch(tree.router + (2 * node[0] + child) * tree.d);
-      float s = score(x + (first + t) * tree.d, tree.router + node[t] * tree.d, tree.d);
+      Ahead out;  // what the node emits will be wanted
+      if (T == 1 && tree.emitting) out = rows_ahead(tree.node_out + node[t] * tree.d, 1, tree.d);
+      float s = score(x + (first + t) * tree.d, tree.router + node[t] * tree.d, tree.d, out);
       s += scalar(tree.router_bias[node[t]]);
       if (tree.emitting) scores[(first + t) * tree.depth + level] = s;
       node[t] = 2 * node[t] + 1 + (s >= 0);  // a tie goes right, NaN goes left
@@ -651,7 +672,9 @@ Tensor new_tensor(const Sizes& shape, ScalarType type) {
   Sizes strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
   AtenTensorHandle handle;
-  int32_t dtype = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_int32();
+  int32_t dtype = type == ScalarType::Float      ? aoti_torch_dtype_float32()
+                  : type == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                                                 : aoti_torch_dtype_int32();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.size(), shape.data(), strides.data(), dtype,
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
@@ -764,22 +787,34 @@ void layer_forward(const std::vector<Tree<E>>& trees, int64_t n, const float* x,
   }
 }
 
-// y (n, d) from x (n, d), keeping nothing for a backward pass.
-void infer_layer(const Views& w, int64_t n, const float* x, float* y, int64_t activation) {
-  with_type(w[3].type, [&](auto element) {
-    auto trees = trees_of<decltype(element)>(w);
-    std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
-    layer_forward(trees, n, x, y, activation, paths.get(), nullptr);
-  });
+// y (n, d) from x (n, d), of one type, keeping nothing for a backward pass.
+void infer_layer(const Views& w, int64_t n, const View& x, const View& y, int64_t activation) {
+  auto compute = [&](const float* from, float* to) {
+    with_type(w[3].type, [&](auto element) {
+      auto trees = trees_of<decltype(element)>(w);
+      std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
+      layer_forward(trees, n, from, to, activation, paths.get(), nullptr);
+    });
+  };
+  if (x.type == ScalarType::Float) return compute(static_cast<float*>(x.data), static_cast<float*>(y.data));
+  int64_t size = x.numel();
+  std::unique_ptr<float[]> from(new float[size]), to(new float[size]);
+  auto convert = [&](auto* source, auto* target, auto one) {
+    torch::stable::parallel_for(0, size, WORTH_A_THREAD, [&](int64_t begin, int64_t end) {
+      std::transform(source + begin, source + end, target + begin, one);
+    });
+  };
+  convert(static_cast<const bf16*>(x.data), from.get(), [](bf16 v) { return scalar(v); });
+  compute(from.get(), to.get());
+  convert(to.get(), static_cast<bf16*>(y.data), [](float v) { return rounded(v); });
 }
 
 Tensor fff(Tensor x, Weights weights, int64_t activation) {
   Views w = views(weights);
   int64_t n = check(view(x), w);
-  Tensor input = dense(as(x, ScalarType::Float));
-  Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
-  infer_layer(w, n, floats(input), floats(y), activation);
-  return as(y, x.scalar_type());
+  Tensor input = dense(x), y = new_tensor(sizes_of(x), x.scalar_type());
+  infer_layer(w, n, view(input), view(y), activation);
+  return y;
 }
 
 // Returns y and what the backward needs: paths (n_trees, and one if there is a trunk; 2; n_tokens) and the
@@ -900,13 +935,13 @@ bool plain(const DLPackExchangeAPI* api, void* object, View& v) {
 bool infer(const DLPackExchangeAPI* api, void* x, void* weights, int64_t activation, void* y) {
   View from, to;
   Views w;
-  if (!unobserved() || !plain(api, x, from) || !plain(api, y, to) || from.type != ScalarType::Float) return false;
+  if (!unobserved() || !plain(api, x, from) || !plain(api, y, to)) return false;
   for (int i = 0; i < 10; ++i)
     if (!plain(api, PyTuple_GetItem(weights, i), w[i])) return false;
   int64_t n = check(from, w);
-  expect(to, "y", ScalarType::Float, from.sizes, from.dim);
+  expect(to, "y", from.type, from.sizes, from.dim);
   Unlocked others;
-  infer_layer(w, n, static_cast<float*>(from.data), static_cast<float*>(to.data), activation);
+  infer_layer(w, n, from, to, activation);
   return true;
 }
 

@@ -210,8 +210,8 @@ def _register() -> None:
 def infer(x: Tensor, weights: FFFWeights, activation: str) -> Tensor | None:
     """`fff_forward` without gradients and without the dispatcher, whose call costs more than a token does.
 
-    None where the dispatcher is needed, or the kernel has to be asked in another way: inputs in a dtype other than
-    float32, memory that is not contiguous or not a CPU's, tracing, transformations, modes, wrong shapes.
+    None where the dispatcher is needed, or the kernel has to be asked in another way: inputs in a dtype it does not
+    take, memory that is not contiguous or not a CPU's, tracing, transformations, modes, wrong shapes.
     """
     if _infer is None or x.is_neg():  # memory that holds -x
         return None
