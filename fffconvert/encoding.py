@@ -7,14 +7,13 @@ token, and `IGNORED` where none counts.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, List, concatenate_datasets
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text
@@ -26,9 +25,6 @@ from fffconvert.tasks import Kind, Task
 IGNORED = -100
 """The label of a token that does not count, for PyTorch's cross-entropy as for the metrics."""
 
-TRUTH = ("labels", "start_positions", "end_positions")
-"""The columns that hold the truth."""
-
 ALONE: tuple[Kind, ...] = ("embedding", "similarity")
 """The kinds of task whose texts are read one by one, whatever stands beside them in a row."""
 
@@ -37,11 +33,6 @@ MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 ROWS_AT_ONCE = 16_384  # tokenized between two steps of a progress bar, in about a second
 
 Columns = dict[str, list[Any]]
-
-
-def without_truth(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a model reads of a batch."""
-    return {name: tensor for name, tensor in batch.items() if name not in TRUTH}
 
 
 def texts_of(task: Task, rows: Dataset) -> list[Text]:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from fffconvert.calibration import SENSITIVITY_TOKENS
 from fffconvert.dense import DenseFFN
 from fffconvert.families import family_of, read_ffns
 from fffconvert.fit import fit_layer
 from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
 from fffconvert.projection import WithOneDNN
 from fffconvert.recipe import Init
+from fffconvert.sensitivity import SENSITIVITY_TOKENS
 from fffconvert.tree import TreeShape
 
 SAMPLES = (2048, 8192)  # tokens that one layer is fitted on, to tell what each token adds

@@ -17,17 +17,18 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
-from fffconvert.calibration import evaluating, on
+from fffconvert.batch import Batch, on, without_truth
 from fffconvert.display import progress_bar
 from fffconvert.distillation import check_pair, hidden_errors
-from fffconvert.encoding import IGNORED, without_truth
+from fffconvert.encoding import IGNORED
 from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.modeling import dense_neurons, is_converted, shape_of
+from fffconvert.modes import evaluating, moved
 from fffconvert.projection import onednn_on
 from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
-from fffconvert.training import Batch, loader_of, make_accelerator, moved, process_state
+from fffconvert.training import loader_of, make_accelerator, process_state
 
 BATCH_SIZE = 64
 BATCH_SIZE_OF_WORDS = 8  # of models that give a number for each word of their vocabulary at each place

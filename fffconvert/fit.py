@@ -61,7 +61,7 @@ def fit_layer(
             sets the leaves' biases to the mean output: the control.
         seed: Decides every draw.
         target: What the layer should give, `(n_tokens, d_model)`; not given, what the dense FFN gives.
-        sensitivity: What errors cost (see `fffconvert.calibration.sensitivities`), `(d_model, d_model)`; not
+        sensitivity: What errors cost (see `fffconvert.sensitivity.sensitivities`), `(d_model, d_model)`; not
             given, all directions count alike. A linear shape uses it.
 
     Returns:

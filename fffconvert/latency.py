@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from fffconvert import onnx
-from fffconvert.calibration import evaluating, listening
 from fffconvert.display import track
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text, replace_projections
@@ -35,8 +34,10 @@ from fffconvert.modeling import (
     refuse_dense,
     shape_of,
 )
+from fffconvert.modes import evaluating
 from fffconvert.projection import ONEDNN, Projection
 from fffconvert.quantization import quantize
+from fffconvert.reading import listening
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 Run = Callable[[], object]

@@ -9,11 +9,12 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import Text, encode, evaluating, readable_length
+from fffconvert.calibration import Text, encode, readable_length
 from fffconvert.errors import UserError
 from fffconvert.families import base_of, replace_projections
 from fffconvert.int8 import Int8Linear
 from fffconvert.modeling import converted_family, narrow_trees, refuse_dense
+from fffconvert.modes import evaluating
 from fffconvert.recipe import MAX_LENGTH
 
 TEXTS_TO_COMPARE = 64

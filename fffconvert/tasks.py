@@ -34,6 +34,9 @@ HEAD_OF: dict[Kind, str] = {
 }
 """The end of a model class's name by kind."""
 
+TOKEN_LOGITS = ("start_logits", "end_logits")
+"""Outputs with one number for each token, `(n_texts, n_tokens)`."""
+
 AGREEMENT = ("agreement",)
 METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -44,6 +44,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from fffconvert.batch import Batch
 from fffconvert.display import progress_bar, say
 from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.fff import FFF
@@ -53,7 +54,6 @@ from fffconvert.recipe import Training
 SETTINGS = "settings.json"  # in the folder of a run's checkpoints
 LOGS = "runs"  # of trackers that write files, as TensorBoard looks for them
 
-Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
 """From a model and a batch to the loss and the figures to log."""
 
@@ -113,17 +113,6 @@ def make_accelerator(
 def process_state() -> PartialState:
     """What this process is among those of `accelerate launch`, as an `Accelerator` finds it first."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-
-@contextmanager
-def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Has a model on a device for a while."""
-    home = next(model.parameters()).device
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
 
 
 def check_tracker(name: str) -> None:

@@ -195,3 +195,8 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `benchmark` measure no more than it must: the numbers mean nothing."""
     quick = {"sizes": ((1, 16),), "layer_tokens": (4,), "others": False, "seconds_per_row": 0.0}
     monkeypatch.setattr(benchmark, "__kwdefaults__", quick)
+
+
+def hooks_of(model: torch.nn.Module) -> int:
+    """How many hooks the parts of a model have."""
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import sentences, tiny_model
+from conftest import hooks_of, sentences, tiny_model
 from torch import Tensor
-from torch.overrides import _get_current_function_mode_stack
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -25,18 +24,11 @@ from fffconvert.calibration import (
     FEWEST_TOKENS_PER_TEXT,
     Calibration,
     calibrate,
-    differentiable,
     encode,
-    evaluating,
-    frozen,
-    hear,
-    listening,
-    projection,
     sample_texts,
-    sensitivities,
 )
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES, ffn_outputs_of
+from fffconvert.reading import listening
 
 
 def inputs_by_hand(
@@ -117,18 +109,6 @@ def test_exactly_so_many_tokens_where_there_are_enough(
 ) -> None:
     shapes = [x.shape for x in inputs_of(calibrate(classifier, tokenizer, texts, n_tokens))]
     assert shapes == [(n_tokens, 16), (n_tokens, 16)]
-
-
-def test_a_last_batch_that_nothing_is_wanted_of_adds_nothing(
-    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    long, short = (
-        dict(tokenizer([text], return_tensors="pt")) for text in ("a very good film indeed", "good")
-    )
-    place = classifier.bert.encoder.layer[0].intermediate
-    (alone,), (both,) = (hear(classifier, [place], batches, 3) for batches in ([long], [long, short]))
-    assert alone.shape == (3, 16)
-    assert torch.equal(alone, both)
 
 
 def test_all_tokens_where_there_are_fewer(
@@ -298,66 +278,6 @@ def test_model_is_left_as_it_was_when_reading_fails(
     assert hooks_of(classifier) == 0
 
 
-def test_frozen_parameters_require_gradients_again_if_they_did() -> None:
-    model = torch.nn.Linear(2, 2)
-    model.bias.requires_grad_(False)
-    with frozen(model):
-        assert not model.weight.requires_grad
-    assert model.weight.requires_grad
-    assert not model.bias.requires_grad
-
-
-def test_nothing_stays_switched_while_a_failure_is_looked_at(
-    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    """As in a notebook, which keeps the last traceback and all that its frames hold."""
-    calibration = calibrate(classifier.train(), tokenizer, sentences(3), 20)
-    calibration.batches[0]["attention_mask"] = torch.ones(1, 1)
-    reading = calibration.read_by(classifier)
-    with pytest.raises(RuntimeError, match="is invalid for input") as failure:
-        reading.inputs_of(classifier.bert.encoder.layer[0].intermediate, "")
-    assert classifier.training
-    assert len(_get_current_function_mode_stack()) == 0
-    assert failure.tb is not None
-
-
-def hooks_of(model: torch.nn.Module) -> int:
-    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
-
-
-def test_listening_hears_what_a_module_gets_until_it_ends() -> None:
-    module = torch.nn.Linear(2, 2)
-    x, y = torch.ones(1, 2), torch.zeros(1, 2)
-    with listening(module) as heard:
-        module(y)
-        module(x)
-    module(x)
-    assert [entry.tolist() for entry in heard] == [[[0.0, 0.0]], [[1.0, 1.0]]]
-
-
-def test_evaluating_restores_the_mode_of_every_part(classifier: BertForSequenceClassification) -> None:
-    classifier.train().bert.eval()
-    with evaluating(classifier):
-        assert not any(module.training for module in classifier.modules())
-    assert classifier.training
-    assert not classifier.bert.training
-
-
-def test_evaluating_restores_the_mode_after_an_error() -> None:
-    module = torch.nn.Linear(2, 2).train()
-    with pytest.raises(RuntimeError), evaluating(module):
-        module(torch.ones(1, 3))
-    assert module.training
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
-def test_evaluating_switches_the_mode_for_a_while(training: bool) -> None:
-    module = torch.nn.Sequential(torch.nn.Dropout()).train(training)
-    with evaluating(module):
-        assert not module[0].training
-    assert module[0].training is training
-
-
 def test_encoding_cuts_to_the_length(tokenizer: PreTrainedTokenizerFast) -> None:
     encoded = encode(tokenizer, ["good " * 100, "bad"], max_length=10)
     assert [len(ids) for ids in encoded["input_ids"]] == [10, 3]
@@ -374,48 +294,6 @@ def test_batches_hold_texts_of_like_length_and_no_more_of_them_than_needed(
     ranges = sorted((int(rows.min()), int(rows.max())) for rows in lengths)
     assert all(highest <= lowest for (_, highest), (lowest, _) in itertools.pairwise(ranges))
     assert 600 <= sum(int(rows.sum()) for rows in lengths) < 600 + max(highest for _, highest in ranges)
-
-
-@pytest.mark.parametrize("chunk", [0, 1], ids=["whole", "chunked"])
-def test_another_model_reads_the_same_tokens(
-    classifier: BertForSequenceClassification,
-    tokenizer: PreTrainedTokenizerFast,
-    texts: list[str],
-    chunk: int,
-) -> None:
-    calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
-    expected = inputs_of(calibration)
-    for layer in classifier.bert.encoder.layer:
-        layer.chunk_size_feed_forward = chunk
-    reading = calibration.read_by(classifier)
-    for layer, theirs in zip(classifier.bert.encoder.layer, expected, strict=True):
-        assert torch.equal(reading.inputs_of(layer.intermediate, "Again"), theirs)
-        assert layer.chunk_size_feed_forward == chunk
-    assert hooks_of(classifier) == 0
-
-
-def test_a_reading_goes_on_from_where_it_is_and_no_further_than_asked(
-    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
-) -> None:
-    """What lies above may change meanwhile, and what lies below has been used."""
-    calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
-    before = inputs_of(calibration)
-    first, second = classifier.bert.encoder.layer
-    reading = calibration.read_by(classifier)
-    with listening(first) as once, listening(second) as beyond:
-        reading.inputs_of(first.intermediate, "")
-        assert len(once) == len(calibration.batches)
-        assert not beyond
-        with torch.no_grad():
-            first.attention.output.dense.weight.zero_()
-            first.output.dense.weight.zero_()
-        found = reading.inputs_of(second.intermediate, "")
-        assert len(once) == len(beyond) == len(calibration.batches)
-    with torch.no_grad():
-        again = calibration.read_by(classifier)
-        assert not torch.equal(again.inputs_of(first.intermediate, ""), before[0])
-        assert not torch.equal(again.inputs_of(second.intermediate, ""), found)
-    assert not torch.equal(found, before[1])
 
 
 @pytest.mark.parametrize(
@@ -454,68 +332,3 @@ def test_hidden_states_that_are_not_finite_are_refused(
         classifier.bert.encoder.layer[0].attention.output.LayerNorm.weight.fill_(1e38)
     with pytest.raises(UserError, match="are NaN or infinite on the calibration text; expected finite"):
         list(calibration.ffns())
-
-
-# ---- What the outputs depend on
-
-
-@pytest.mark.parametrize("head", ["", "ForTokenClassification", "ForQuestionAnswering"])
-def test_outputs_at_padding_do_not_count(head: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    model = tiny_model("bert", f"AutoModel{head}").eval()
-    batch = dict(tokenizer(["good", "a very good film"], padding=True, return_tensors="pt"))
-    with differentiable([model.base_model.encoder.layer[-1].output]) as outputs:
-        given = model(**batch)
-        value = projection(given, batch["attention_mask"], torch.Generator().manual_seed(0))
-        (gradient,) = torch.autograd.grad(value, outputs[0])  # (n_texts, n_tokens, d_model)
-    real = batch["attention_mask"].bool()
-    assert not gradient[~real].any()
-    assert gradient[real].any()
-
-
-def test_sensitivity_tells_what_an_error_does_to_the_logits(
-    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    batch = dict(tokenizer.pad(encode(tokenizer, sentences(8), 16), return_tensors="pt"))
-    places = ffn_outputs_of(classifier, FAMILIES["bert"])
-    found = sensitivities(classifier, places, [batch] * 600, seed=0)
-    assert [tuple(each.shape) for each in found] == [(16, 16)] * len(places)
-    for number, place in enumerate(places):
-        errors = 1e-3 * torch.randn(12, 16)
-        costs = torch.stack([(cost_of(error, classifier, place, batch)) for error in errors])
-        expected = torch.einsum("ni,ij,nj->n", errors, found[number], errors)
-        assert torch.corrcoef(torch.stack([costs, expected]))[0, 1] > 0.95
-        assert found[number].diagonal().mean() == pytest.approx(1, abs=1e-4)
-
-
-@torch.no_grad()
-def cost_of(
-    error: Tensor, model: BertForSequenceClassification, place: torch.nn.Module, batch: dict[str, Tensor]
-) -> Tensor:
-    """The squared change of the logits for an error of a module's output at one token, over all tokens."""
-    exact = model.eval()(**batch).logits
-    total = torch.zeros(())
-    for token in range(batch["input_ids"].shape[1]):
-        real = batch["attention_mask"][:, token, None]
-
-        def wrong(_module: torch.nn.Module, _args: object, output: Tensor, token: int = token) -> Tensor:
-            output = output.clone()
-            output[:, token] += error
-            return output
-
-        hook = place.register_forward_hook(wrong)
-        total += ((model(**batch).logits - exact).square() * real).sum()
-        hook.remove()
-    return total
-
-
-def test_sensitivities_leave_the_model_as_it_was(
-    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    batch = dict(tokenizer.pad(encode(tokenizer, sentences(4), 16), return_tensors="pt"))
-    classifier.train().requires_grad_(False)
-    places = ffn_outputs_of(classifier, FAMILIES["bert"])
-    first, again = (sensitivities(classifier, places, [batch], seed=1) for _ in range(2))
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    assert classifier.training
-    assert all(parameter.grad is None for parameter in classifier.parameters())
-    assert not any(module._forward_hooks for module in classifier.modules())

@@ -17,12 +17,14 @@ PACKAGE = Path(fffconvert.__file__).parent
 
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
-errors display remote text
+batch errors display modes remote text
 sentence tasks tree
 cluster kernels metrics projection recipe
 dense fff options
 export families fit int8 training
-calibration modeling onnx
+modeling onnx reading
+sensitivity
+calibration
 card conversion encoding estimate quantization registration
 checkpoint distillation latency sources
 columns evaluation hub inspection tables

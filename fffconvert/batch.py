@@ -1,0 +1,30 @@
+"""A padded batch as a model takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+"""Its tensors by name, each `(n_texts, n_tokens)`, or `(n_texts, ...)` for what is asked of a text as a whole."""
+
+TRUTH = ("labels", "start_positions", "end_positions")
+"""The columns that hold the truth."""
+
+
+def on(device: torch.device, batch: Batch) -> Batch:
+    """A batch on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def parts_of(batch: Batch, n_texts: int) -> list[Batch]:
+    """A batch in smaller ones, of so many texts at the most."""
+    columns = [tensor.split(n_texts) for tensor in batch.values()]
+    return [dict(zip(batch, parts, strict=True)) for parts in zip(*columns, strict=True)]
+
+
+def without_truth(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a model reads of a batch."""
+    return {name: tensor for name, tensor in batch.items() if name not in TRUTH}

@@ -1,0 +1,59 @@
+"""What a model is for a while, and is no more afterwards, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Has a model on a device for a while."""
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switches dropout off for a while."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Lets no parameter require a gradient for a while: a backward pass would compute what nobody asked for."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def undivided(model: nn.Module) -> Iterator[None]:
+    """Gives every FFN all tokens at once for a while, where a configuration says a few at a time."""
+    name = "chunk_size_feed_forward"
+    chunks = {module: getattr(module, name) for module in model.modules() if hasattr(module, name)}
+    for module in chunks:
+        setattr(module, name, 0)
+    try:
+        yield
+    finally:
+        for module, chunk in chunks.items():
+            setattr(module, name, chunk)
