@@ -161,3 +161,15 @@ def test_a_report_that_is_none(tmp_path):
             checkpoint.read_report(str(tmp_path))
     (tmp_path / "report.json").write_text(json.dumps({"layers": []}))
     assert checkpoint.read_report(str(tmp_path)) == {"layers": []}
+
+
+def test_the_outputs_of_a_head_are_put_in_order_and_nothing_of_the_encoder() -> None:
+    """Two labels, and two types of tokens: a table of the encoder is as long as the head's."""
+    model = tiny_model("bert")
+    torch.nn.init.normal_(model.classifier.bias)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    assert len(before["bert.embeddings.token_type_embeddings.weight"]) == model.config.num_labels == 2
+    checkpoint.reorder_outputs(model, ("no", "yes"), ("Yes", "No"))
+    moved = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}
+    assert torch.equal(model.classifier.weight, before["classifier.weight"][[1, 0]])

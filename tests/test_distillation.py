@@ -159,3 +159,9 @@ def test_a_teacher_with_its_labels_in_another_order_is_refused() -> None:
 def test_teacher_of_another_head_is_refused() -> None:
     with pytest.raises(UserError, match="expected the same head"):
         check_pair(tiny_model("bert"), tiny_model("bert", "AutoModelForTokenClassification"))
+
+
+def test_a_student_without_a_head_may_learn_from_a_teacher_with_one_but_not_the_other_way() -> None:
+    check_pair(tiny_model("bert", "AutoModel"), tiny_model("bert"))
+    with pytest.raises(UserError, match="made ForSequenceClassification and the teacher is not"):
+        check_pair(tiny_model("bert"), tiny_model("bert", "AutoModel"))

@@ -12,7 +12,7 @@ from conftest import TINY, sentences, tiny_config, tiny_model, tokenized_texts
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
-from fffconvert.calibration import calibrate, listening
+from fffconvert.calibration import calibrate
 from fffconvert.checkpoint import load
 from fffconvert.conversion import convert
 from fffconvert.distillation import distill, distillation_loss
@@ -31,6 +31,7 @@ from fffconvert.families import (
 from fffconvert.inspection import info
 from fffconvert.latency import benchmark, dense_ffns, untrained_twin
 from fffconvert.modeling import config_class
+from fffconvert.reading import listening
 from fffconvert.recipe import Training
 from fffconvert.tree import REMOVED, TreeShape
 

@@ -15,6 +15,7 @@ from fffconvert.calibration import (
     encode,
 )
 from fffconvert.families import FAMILIES, ffn_outputs_of
+from fffconvert.reading import listening
 from fffconvert.sensitivity import differentiable, projection, sensitivities
 
 
@@ -78,3 +79,17 @@ def test_sensitivities_leave_the_model_as_it_was(
     assert classifier.training
     assert all(parameter.grad is None for parameter in classifier.parameters())
     assert not any(module._forward_hooks for module in classifier.modules())
+
+
+def test_words_of_a_vocabulary_are_differentiated_a_few_texts_at_a_time(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their numbers for a whole batch would take gigabytes."""
+    batch = dict(tokenizer.pad(encode(tokenizer, sentences(5), 16), return_tensors="pt"))
+    monkeypatch.setattr("fffconvert.sensitivity.BATCH_SIZE_OF_WORDS", 2)
+    for head, expected in (("", [5]), ("ForMaskedLM", [2, 2, 1])):
+        model = tiny_model("bert", f"AutoModel{head}")
+        places = ffn_outputs_of(model, FAMILIES["bert"])
+        with listening(places[0]) as heard:
+            sensitivities(model, places, [batch], seed=0)
+        assert [len(inputs) for inputs in heard] == expected

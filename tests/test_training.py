@@ -406,6 +406,12 @@ def test_a_checkpoint_that_was_not_written_whole_is_ignored(
     assert checkpoints_in(interrupted) != [5]
 
 
+def test_forgetting_takes_what_was_not_written_whole_too(interrupted: Path) -> None:
+    (interrupted / "partial").mkdir()
+    forget(interrupted)
+    assert not interrupted.exists()
+
+
 def test_a_first_checkpoint_that_cannot_be_written_leaves_nothing_but_what_was_there(
     classifier: BertForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
