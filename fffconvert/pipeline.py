@@ -65,7 +65,7 @@ class Result:
     Attributes:
         output: The converted model's folder.
         teacher: The folder of the fine-tuned teacher, if the recipe asked for one.
-        report: What `report.json` holds; of several processes only the first has its `latency`.
+        report: What `report.json` holds.
     """
 
     output: Path
@@ -95,6 +95,8 @@ def run(
     """
     output, data_dir = Path(output), Path(data_dir) if data_dir is not None else None
     work = open_work(recipe, output, resume)
+    if output.exists():  # killed after the last thing that it wrote
+        return finish(recipe, output, work)
     try:
         return run_stages(recipe, output, work, data_dir, log_with)
     except BaseException as error:
@@ -125,11 +127,13 @@ def run_stages(
 
 def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     """The folder for work in progress: a new one, or that of the run to resume."""
-    refuse_existing(output)
     work = output.with_name(f"{output.name}.work")
     saved = work / RECIPE
+    ended = resume and saved.exists() and is_of(recipe, output)
+    if not ended:
+        refuse_existing(output)
     if is_main_process():
-        if recipe.finetune is not None:
+        if recipe.finetune is not None and not ended:
             refuse_existing(teacher_folder(output))
         if saved.exists() and not resume:
             raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
@@ -137,7 +141,7 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
             refuse_existing(work)  # it will be deleted
         if resume and not saved.exists():
             raise UserError(f"{work} holds no run to resume")
-        if resume and saved.read_text(encoding="utf-8") != recipe.to_yaml():
+        if resume and not is_of(recipe, work):
             raise UserError(
                 f"{saved} is another recipe than this one; resume with that one, or delete {work}"
             )
@@ -145,6 +149,12 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
         write_whole(saved, recipe.to_yaml())
     wait_for_everyone()
     return work
+
+
+def is_of(recipe: Recipe, folder: Path) -> bool:
+    """Whether a folder was made by a recipe."""
+    saved = folder / RECIPE
+    return saved.is_file() and saved.read_text(encoding="utf-8") == recipe.to_yaml()
 
 
 def check_inputs(stages: Stages) -> None:
@@ -328,15 +338,21 @@ def publish(stages: Stages, output: Path) -> Result:
     reports = {name: read_report(str(work / name)) for name in students_of(recipe, config)}
     wait_for_everyone()  # all have read what the first will delete
     report = {**reports[CONVERTED], "table": table_of(reports)}
-    teacher = teacher_folder(output) if recipe.finetune is not None else None
     if is_main_process():
         report["latency"] = benchmark(student.model, stages.teacher.model, others=False).to_dict()
         save(student, output, recipe, report)
-        if teacher is not None:
+    return finish(recipe, output, work)
+
+
+def finish(recipe: Recipe, output: Path, work: Path) -> Result:
+    """Keeps the teacher beside the result, and deletes what else was in progress."""
+    teacher = teacher_folder(output) if recipe.finetune is not None else None
+    if is_main_process():
+        if teacher is not None and (work / TEACHER).exists():
             (work / TEACHER).rename(teacher)
         shutil.rmtree(work)
     wait_for_everyone()
-    return Result(output, teacher, report)
+    return Result(output, teacher, read_report(str(output)))
 
 
 def table_of(reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

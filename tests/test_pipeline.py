@@ -134,7 +134,7 @@ def check_report(result: Result, recipe: Recipe) -> None:
 
 def check_folder(result: Result, recipe: Recipe, tmp_path: Path) -> None:
     made = {"out", "out-teacher"} if recipe.finetune else {"out"}
-    assert names_in(tmp_path) - {"base", "glue", "text.txt"} == made, "nothing else is left"
+    assert names_in(tmp_path) - {"base", "dense", "glue", "text.txt"} == made, "nothing else is left"
     assert result.output == tmp_path / "out"
     assert result.teacher == (tmp_path / "out-teacher" if recipe.finetune else None)
     assert names_in(result.output) >= {
@@ -277,6 +277,26 @@ def test_a_run_is_not_resumed_with_another_teacher_and_loses_nothing_by_it(
     ):
         run(recipe, tmp_path / "out", data_dir=glue, resume=True)
     assert names_in(tmp_path / "out.work") == left
+
+
+def test_a_run_that_is_killed_when_all_is_written_is_cleared_away(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    recipe, out = replace(recipe, finetune=Training(epochs=1, batch_size=8)), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline_module, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, out, data_dir=glue)
+    with pytest.raises(UserError, match=r"out.* exists"):
+        run(recipe, out, data_dir=glue)
+    with pytest.raises(UserError, match=r"out.* exists"):
+        run(replace(recipe, seed=1), out, data_dir=glue, resume=True)
+    result = run(recipe, out, data_dir=glue, resume=True)
+    check_folder(result, recipe, tmp_path)
+    assert result.report["latency"]["rows"]
 
 
 def test_a_full_disk_leaves_what_was_converted(
