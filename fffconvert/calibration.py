@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from random import Random
 from typing import Any
 
@@ -36,6 +36,7 @@ Text = str | tuple[str, str]
 
 BATCH_SIZE = 32
 ENCODED_AT_ONCE = 1024
+FEW_CUT = 0.01  # of the texts: of fewer that are cut nobody needs to hear
 FEWEST_TOKENS_PER_TEXT = 4  # a word between two special tokens, and one to spare
 
 
@@ -71,6 +72,16 @@ def readable_length(
     if limit < max_length != MAX_LENGTH:
         say(f"Texts are cut at {limit} tokens: the model reads no more")
     return min(limit, max_length)
+
+
+def say_if_cut(what: str, lengths: Iterable[int], limit: int) -> None:
+    """One line where more than a few texts have as many tokens as they may: what follows was not read."""
+    cut = [length >= limit for length in lengths]
+    if sum(cut) > FEW_CUT * len(cut):
+        say(
+            f"{what}: {sum(cut):,} of {len(cut):,} texts reach {limit} tokens and are cut there; --max-length "
+            "reads further, as far as the model can"
+        )
 
 
 @dataclass(frozen=True)
@@ -181,11 +192,22 @@ def batches_of(
         rows += [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
         if sum(len(row["input_ids"]) for row in rows) >= n_tokens:
             break
+    say_if_cut("Calibration", (len(row["input_ids"]) for row in rows), max_length)
     totals = list(accumulate(len(row["input_ids"]) for row in rows))
     rows = sorted(rows[: bisect_left(totals, n_tokens) + 1], key=lambda row: len(row["input_ids"]))
     batches = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
     Random(seed).shuffle(batches)
     return [dict(tokenizer.pad(batch, return_tensors="pt")) for batch in batches]
+
+
+def count_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], most: int, max_length: int
+) -> int:
+    """Tokens of a stream of text, counted no further than `most`."""
+    found, stream = 0, iter(texts)
+    while found < most and (some := list(islice(stream, ENCODED_AT_ONCE))):
+        found += sum(map(len, encode(tokenizer, some, max_length)["input_ids"]))
+    return min(found, most)
 
 
 def encode(

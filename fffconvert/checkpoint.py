@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -24,12 +24,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from fffconvert import modeling
 from fffconvert.card import dense_card, model_card
 from fffconvert.display import is_main_process
-from fffconvert.errors import UserError, first_line
+from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.families import family_of, longest_text
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
 from fffconvert.tasks import HEAD_OF, Kind, Task, kind_of, labels_of, names_labels, reordered
 
+FARTHEST = 2  # levels of folders that a mistyped name is looked for below the first that is there
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
 
@@ -159,7 +160,10 @@ def near_folder(name: str) -> str | None:
         return None
     home = next(parent for parent in path.parents if parent.is_dir())
     depth = len(path.parts) - len(home.parts)
-    folders = [str(file.parent) for file in home.glob("*/" * depth + "config.json")]
+    folders: list[str] = []
+    if depth <= FARTHEST:
+        with suppress(OSError):  # of folders that are not ours to read
+            folders = [str(file.parent) for file in home.glob("*/" * depth + "config.json")]
     return next(iter(get_close_matches(name, folders, n=1)), None)
 
 
@@ -318,7 +322,8 @@ def save(
         report: What was measured.
 
     Raises:
-        UserError: For a folder that is not empty, or weights that cannot be written, as to a full disk.
+        UserError: For a folder that is not empty.
+        NotWritten: For weights that cannot be written, as to a full disk.
     """
     if not is_main_process():
         return
@@ -327,7 +332,7 @@ def save(
         try:
             loaded.model.save_pretrained(beside)
         except SafetensorError as error:
-            raise UserError(
+            raise NotWritten(
                 f"{folder} could not be written ({first_line(error)}); nothing was left behind"
             ) from error
         loaded.tokenizer.save_pretrained(beside)

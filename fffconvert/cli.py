@@ -62,8 +62,10 @@ class Cli(click.Group):
             fail(str(error))
         except KeyboardInterrupt:
             trains = ctx.invoked_subcommand in ("run", "finetune", "distill")
-            again = "when the same command is given again (run: with --resume)"
-            more = f"; training goes on from its last checkpoint {again}" if trains else ""
+            again = (
+                f"when the same command is given again{' with --resume' * (ctx.invoked_subcommand == 'run')}"
+            )
+            more = f"; it goes on from its last checkpoint {again}" if trains else ""
             fail(f"interrupted{more}", code=130)
         except click.UsageError as error:
             fail_usage(error)
@@ -247,7 +249,7 @@ def convert(
     dry_run: bool,
     json_file: Path | None,
 ) -> None:
-    """Replace every FFN of MODEL by a tree grown from its weights: closed form, no training.
+    """Replace every FFN of MODEL by a tree, grown and fitted on what the FFN does to text: no training.
 
     Text like what the model will read makes the best trees; no labels are needed. Distil the result to
     recover accuracy.
@@ -258,22 +260,25 @@ def convert(
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
     from fffconvert import checkpoint, conversion, estimate, modeling
+    from fffconvert.calibration import count_tokens
     from fffconvert.data import read_texts
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
     conversion.check_tree(tree, init, calibration_tokens)  # before a model is read
+    checkpoint.refuse_existing(output)
     asked = calibration_data(calibration, data)
     if dry_run:
         config = checkpoint.load_config(model)
         head = checkpoint.head_class(model, config)
         if asked is not None:
-            next(iter(read_texts(asked, config, data_dir)), None)  # says what is wrong with it
+            tokenizer, texts = checkpoint.load_tokenizer(model, config), read_texts(asked, config, data_dir)
+            calibration_tokens = count_tokens(tokenizer, texts, calibration_tokens, max_length)
+            conversion.check_tree(tree, init, calibration_tokens)
         found = estimate.estimate(head, config, tree, init, estimate.Work(calibration_tokens)).to_dict()
         show_estimate(model, found)
         write_json(json_file, found)
         return
-    checkpoint.refuse_existing(output)
     loaded = checkpoint.load(model)
     made = conversion.convert(
         loaded.model,
@@ -306,8 +311,8 @@ def convert(
 def quantize(model: str, output: Path, json_file: Path | None) -> None:
     """Store the projections of a converted MODEL in int8 and its trees in bfloat16, for inference on a CPU.
 
-    The last step: an int8 model cannot be trained. What it loses on a task is what evaluate says of it with
-    MODEL for a teacher.
+    It then times both at two sizes, for about a minute. The last step: an int8 model cannot be trained. What
+    it loses on a task is what evaluate says of it with MODEL for a teacher.
 
     \b
     fffconvert quantize distilled distilled-int8
@@ -398,7 +403,7 @@ def finetune(
 
     \b
     fffconvert finetune bert-base-uncased teacher --task mrpc
-    fffconvert finetune bert-base-uncased teacher --data reviews.csv --label-column stars
+    fffconvert finetune bert-base-uncased teacher --data train.csv --label-column stars
     """
     quiet_libraries()
     from fffconvert import checkpoint, distillation
@@ -465,7 +470,7 @@ def distill(
 
     \b
     fffconvert distill student distilled --teacher teacher --task sst2
-    fffconvert distill student distilled --teacher teacher --data reviews.csv
+    fffconvert distill student distilled --teacher teacher --data train.csv
     """
     settings = Training(**training)
     quiet_libraries()
@@ -544,10 +549,11 @@ def evaluate(
 
     \b
     fffconvert evaluate distilled --task sst2 --teacher teacher --json scores.json
-    fffconvert evaluate distilled --data reviews.csv --teacher teacher
+    fffconvert evaluate distilled --data test.csv --teacher teacher
     """
     quiet_libraries()
     from fffconvert import checkpoint, evaluation
+    from fffconvert.calibration import readable_length
     from fffconvert.data import read_validations
     from fffconvert.sources import asked_for
     from fffconvert.tasks import Task, as_asked_of, check_head
@@ -560,19 +566,20 @@ def evaluate(
     for each in (loaded, dense):
         if each is not None:
             check_head(asked if isinstance(asked, Task) else None, each.model.config, each.name)
+    limit = readable_length(loaded.tokenizer, loaded.model.config, max_length)
     judged, splits = read_validations(
         asked,
         loaded.tokenizer,
         loaded.model.config,
         data_dir=data_dir,
-        max_length=max_length,
+        max_length=limit,
         prompt=loaded.prompt,
     )
     scores = evaluation.evaluate(
         loaded.model, loaded.tokenizer, judged, splits, dense.model if dense else None, loaded.pooling
     )
     show_scores(model, scores.to_dict())
-    read = {"rows": {name: len(rows) for name, rows in splits.items()}, "max_length": max_length}
+    read = {"rows": {name: len(rows) for name, rows in splits.items()}, "max_length": limit}
     write_json(json_file, {"model": model, "teacher": teacher, **read, **scores.to_dict()})
     evaluation.require_retention(scores.retention, min_retention, json_file)
 
@@ -681,9 +688,11 @@ def export(model: str, output: Path, file_format: str) -> None:
     """
     quiet_libraries()
     from fffconvert import checkpoint
-    from fffconvert.export import export_onnx
+    from fffconvert.export import check_exportable, export_onnx
 
+    checkpoint.refuse_existing(output)
     loaded = checkpoint.load(model)
+    check_exportable(loaded.model)
     with checkpoint.new_folder(output) as beside:
         display.say("Exporting; this takes a minute")
         export_onnx(loaded.model, beside / f"model.{file_format}")

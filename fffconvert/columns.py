@@ -74,6 +74,8 @@ def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labell
         return unlabelled("text", ("text",), config)
     name = name_of(asked)
     kind = kind_of(config) if config is not None else None
+    if asked.label is not None:
+        _require(asked, rows, asked.label)
     label = label_column(asked, rows, kind) if labelled else None
     if kind is None:
         if label is None:
@@ -109,7 +111,6 @@ def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | 
             )
         return None
     if source.label is not None:
-        _require(source, rows, source.label)
         return source.label
     found = _usual(rows, LABELS)
     if found is not None and len(rows) and all(value in (None, -1) for value in rows[found]):
@@ -215,9 +216,10 @@ def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
 def say_what_was_chosen(task: Task, rows: Dataset, labelled: bool) -> None:
     """One line about which columns are what, and what follows where labels were wanted and none were found."""
     missing = "no column of labels (--label-column names one), so the teacher is the judge"
-    labels = f"labels from {task.label!r}" if task.label else missing if labelled else "no labels"
+    labels = f"labels from {task.label!r}" if task.label else missing if labelled else "labels are not needed"
     by_number = task.label is not None and isinstance(next(iter(rows[task.label]), None), int | float)
-    names = [f"{number} = {name}" for number, name in enumerate(task.labels)] if by_number else task.labels
+    numbered = [name if name == str(n) else f"{n} = {name}" for n, name in enumerate(task.labels)]
+    names = numbered if by_number else task.labels
     classes = f": {_some(names)}" if names else ""
     columns = " and ".join(repr(column) for column in task.columns)
     say(f"{task.name}: text from {columns}, {labels} ({task.kind}{classes})")

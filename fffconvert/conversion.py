@@ -16,7 +16,7 @@ from fffconvert.display import say
 from fffconvert.errors import UserError
 from fffconvert.families import Family, family_of, ffn_inputs_of, read_ffns
 from fffconvert.fff import FFF
-from fffconvert.fit import FEWEST_TOKENS, fit_layer
+from fffconvert.fit import FEWEST_TOKENS, check_width, fit_layer
 from fffconvert.kernels import FFFWeights
 from fffconvert.modeling import config_class, config_with, counterpart, model_class, refuse_converted
 from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_seed
@@ -65,7 +65,7 @@ def convert(
     seed: int = 0,
     max_length: int = MAX_LENGTH,
 ) -> Conversion:
-    """Replaces every FFN of a dense model by a tree grown from its weights and from text.
+    """Replaces every FFN of a dense model by a tree that is grown and fitted on what it does to text.
 
     Args:
         model: A dense model of a known family, any head. Left as it was.
@@ -126,6 +126,7 @@ def build(
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)
     check_tree(tree, init, calibration.n_tokens)
+    check_width(tree, init, ffns[0])
     if init != "random" and tree.n_leaves * FEWEST_TOKENS > calibration.n_tokens:
         say(
             f"Of {tree.n_leaves:,} leaves most will have fewer than {FEWEST_TOKENS} of the {calibration.n_tokens:,} "
@@ -134,7 +135,7 @@ def build(
     if tree.active_neurons >= ffns[0].n_neurons:
         say(
             f"Every token will use {tree.active_neurons:g} neurons and the dense FFN has {ffns[0].n_neurons}: "
-            "nothing is saved"
+            "the model will be slower than it was"
         )
     student = untrained_student(model, family, tree)
     weighted = tree.linear and init != "random"  # else nobody asks, and they take a backward pass

@@ -85,7 +85,8 @@ def read_data(
     if held_out and not validations:
         if len(train) <= held_out:
             raise UserError(
-                f"{name_of(asked)} has {len(train)} rows; expected more than the {held_out} to hold out"
+                f"{name_of(asked)} has {len(train)} rows; expected more than the {held_out} to hold out "
+                "for evaluation (in a recipe: lower held_out, or name data.validation)"
             )
         train = train.select(random.permutation(len(train)))
         validations = {"held_out": train.select(range(held_out))}

@@ -50,7 +50,7 @@ def finetune(
     """
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        value: Tensor = wrapped(**batch).loss
+        value: Tensor = wrapped(**batch, return_dict=True).loss
         return value, {"loss": value}
 
     train(
@@ -107,8 +107,8 @@ def distill(
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         inputs = without_truth(batch)
         with torch.no_grad():
-            target = teacher(**inputs, output_hidden_states=True)
-        output = wrapped(**inputs, output_hidden_states=True)
+            target = teacher(**inputs, output_hidden_states=True, return_dict=True)
+        output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
         value, figures = distillation_loss(output, target, inputs["attention_mask"], exclusive)
         if pooling is None:
             return value, figures

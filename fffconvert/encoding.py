@@ -16,7 +16,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, List, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from fffconvert.calibration import Text
+from fffconvert.calibration import Text, say_if_cut
 from fffconvert.display import say, track
 from fffconvert.errors import UserError
 from fffconvert.recipe import MAX_LENGTH
@@ -129,6 +129,7 @@ def tokenized(
     ]
     shown = track(parts, "Tokenizing") if len(parts) > 1 else parts
     made = concatenate_datasets([encode_part(number, part) for number, part in enumerate(shown)])
+    say_if_cut(task.name, made["length"], max_length)
     if "end_positions" in made.column_names:
         say_what_was_cut(task, rows[task.label], made["end_positions"], max_length)
     return made

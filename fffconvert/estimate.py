@@ -147,7 +147,7 @@ def times(
 
     def step(model: PreTrainedModel) -> None:
         with WithOneDNN():
-            output = model(input_ids=ids, output_hidden_states=True)
+            output = model(input_ids=ids, output_hidden_states=True, return_dict=True)
         output.hidden_states[-1].square().mean().backward()
         model.zero_grad()
 

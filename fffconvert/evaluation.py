@@ -394,7 +394,7 @@ def forward_all(
     ):
         for batch in loader:
             batch = on(device, batch)
-            output = model(**without_truth(batch), output_hidden_states=hidden_states)
+            output = model(**without_truth(batch), output_hidden_states=hidden_states, return_dict=True)
             if not output[0].isfinite().all():
                 raise UserError(f"{type(model).__name__} gives NaN or infinity; expected finite numbers")
             picked = pick(output, batch).to(accelerator.device)
@@ -412,7 +412,8 @@ def hidden_error(
 
     def compare(output: ModelOutput, batch: Batch) -> Tensor:
         real = batch["attention_mask"].float()
-        return hidden_errors(output, teacher(**without_truth(batch), output_hidden_states=True), real)
+        theirs = teacher(**without_truth(batch), output_hidden_states=True, return_dict=True)
+        return hidden_errors(output, theirs, real)
 
     rows = rows.select(range(min(ROWS_FOR_HIDDEN_ERROR, len(rows))))
     with evaluating(teacher), moved(teacher, device_for(model)):

@@ -43,12 +43,7 @@ def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPU
     Raises:
         UserError: Where the extra `onnx` is not installed, or the model cannot be exported, as no int8 model can.
     """
-    if getattr(model.config, "int8_projections", False):
-        raise UserError("an int8 model has no graph; export the model that it was made from")
-    try:
-        import onnxscript  # noqa: F401 - what the exporter needs
-    except ImportError as error:
-        raise UserError("ONNX needs more packages: pip install 'fffconvert[onnx]'") from error
+    check_exportable(model)
     exported = _Exported(model, inputs)
     names = exported.input_names
     examples = tuple(torch.ones(2, 8, dtype=torch.long) for _ in names)
@@ -70,6 +65,18 @@ def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPU
             )
     except torch.onnx.OnnxExporterError as error:
         raise UserError(f"{type(model).__name__} could not be exported ({first_line(error)})") from error
+
+
+def check_exportable(model: PreTrainedModel) -> None:
+    """Raises a `UserError` for a model that cannot be exported, or where the extra `onnx` is not installed."""
+    if getattr(model.config, "int8_projections", False):
+        raise UserError("an int8 model has no graph; export the model that it was made from")
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        raise UserError("a head that chooses among several texts has no graph yet; expected any other head")
+    try:
+        import onnxscript  # noqa: F401 - what the exporter needs
+    except ImportError as error:
+        raise UserError("ONNX needs more packages: pip install 'fffconvert[onnx]'") from error
 
 
 @contextmanager
@@ -97,12 +104,12 @@ class _Exported(nn.Module):
         self.input_names = [n for n in inputs if n in known and (n != "token_type_ids" or kinds > 1)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)))
+        outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)), return_dict=True)
         return tuple(value for value in outputs.values() if isinstance(value, Tensor))
 
     def output_names(self, inputs: tuple[Tensor, ...]) -> list[str]:
         """The names of what `forward` gives."""
-        outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)))
+        outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)), return_dict=True)
         return [name for name, value in outputs.items() if isinstance(value, Tensor)]
 
 

@@ -84,8 +84,9 @@ class FFF(nn.Module):
     @property
     def weights(self) -> FFFWeights:
         """The layer's tensors as the kernels take them."""
-        held = {**self._parameters, **self._buffers}  # ten attributes of a module take 10 µs
-        return FFFWeights(*[held[name] for name in FFFWeights._fields])  # type: ignore[arg-type]
+        # ten attributes of a module take 10 µs; a replica of `nn.DataParallel` has its parameters as plain ones
+        held = {**self.__dict__, **self._parameters, **self._buffers}
+        return FFFWeights(*[held[name] for name in FFFWeights._fields])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Runs the layer on `(..., d_model)`."""

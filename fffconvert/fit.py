@@ -70,10 +70,7 @@ def fit_layer(
     Raises:
         UserError: For more neurons in a leaf or in the trunk than the dense FFN can fill.
     """
-    limit = ffn.d_model if shape.linear else ffn.n_neurons
-    for name in ("leaf_width", "trunk"):
-        if init != "random" and getattr(shape, name) > limit:
-            raise UserError(f"tree.{name} is {getattr(shape, name)}; expected at most {limit} for this model")
+    check_width(shape, init, ffn)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         layer = FFF(shape, ffn.d_model, ffn.activation)
@@ -89,6 +86,14 @@ def fit_layer(
         else:
             fit_parts(ffn, inputs, asked.clone(), layer, init, seed)
     return layer
+
+
+def check_width(shape: TreeShape, init: Init, ffn: DenseFFN) -> None:
+    """Raises a `UserError` for more neurons in a leaf or in the trunk than the dense FFN can fill."""
+    limit = ffn.d_model if shape.linear else ffn.n_neurons
+    for name in ("leaf_width", "trunk"):
+        if init != "random" and getattr(shape, name) > limit:
+            raise UserError(f"tree.{name} is {getattr(shape, name)}; expected at most {limit} for this model")
 
 
 def fit_parts(

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from fffconvert import onnx
-from fffconvert.display import track
+from fffconvert.display import say, track
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text, replace_projections
 from fffconvert.fff import FFF
@@ -131,6 +131,8 @@ def benchmark(
     models = models_beside(model, dense, family)
     longest = longest_text(model.config)
     cut = dict.fromkeys((batch, min(length, longest)) for batch, length in sizes)
+    if set(sizes) - set(cut):
+        say(f"Texts are timed at {longest} tokens where more were asked for: the model reads no more")
     what: list[int | tuple[int, int]] = [*layer_tokens, *cut]
     settings = [(threads, size) for threads in sorted({1, torch.get_num_threads()}) for size in what]
     absent: dict[str, str] = {}

@@ -47,13 +47,15 @@ def is_converted(config: PreTrainedConfig) -> bool:
 def refuse_converted(config: PreTrainedConfig) -> None:
     """Raises a `UserError` for a model that has trees already."""
     if is_converted(config):
-        raise UserError(f"{config.model_type}: this model is converted already; expected a dense one")
+        raise UserError(f"{config.name_or_path or 'the model'} is converted already; expected a dense model")
 
 
 def refuse_dense(config: PreTrainedConfig) -> None:
     """Raises a `UserError` for a model that has no trees."""
     if not is_converted(config):
-        raise UserError("this model is dense; expected a converted one (fffconvert convert)")
+        raise UserError(
+            f"{config.name_or_path or 'the model'} is dense; expected a converted model (fffconvert convert)"
+        )
 
 
 def converted_family(config: PreTrainedConfig) -> Family:

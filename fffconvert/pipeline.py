@@ -95,7 +95,7 @@ def run(
     """
     output, data_dir = Path(output), Path(data_dir) if data_dir is not None else None
     work = open_work(recipe, output, resume)
-    if output.exists():  # killed after the last thing that it wrote
+    if is_of(recipe, output):  # killed after the last thing that it wrote
         return finish(recipe, output, work)
     try:
         return run_stages(recipe, output, work, data_dir, log_with)
@@ -127,11 +127,11 @@ def run_stages(
 
 def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     """The folder for work in progress: a new one, or that of the run to resume."""
-    work = output.with_name(f"{output.name}.work")
-    saved = work / RECIPE
-    ended = resume and saved.exists() and is_of(recipe, output)
+    ended = resume and is_of(recipe, output)
     if not ended:
         refuse_existing(output)
+    work = output.with_name(f"{output.name}.work")
+    saved = work / RECIPE
     if is_main_process():
         if recipe.finetune is not None and not ended:
             refuse_existing(teacher_folder(output))
@@ -350,7 +350,11 @@ def finish(recipe: Recipe, output: Path, work: Path) -> Result:
     if is_main_process():
         if teacher is not None and (work / TEACHER).exists():
             (work / TEACHER).rename(teacher)
-        shutil.rmtree(work)
+        for path in sorted(
+            work.iterdir(), key=lambda path: path.name == RECIPE
+        ):  # by which it can be resumed
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        work.rmdir()
     wait_for_everyone()
     return Result(output, teacher, read_report(str(output)))
 

@@ -167,7 +167,7 @@ def load_recipe(file: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     """
     file = Path(file)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
         raise UserError(f"{file} could not be read ({error.strerror}); expected a recipe in YAML") from error
     except (yaml.YAMLError, ValueError) as error:  # of no UTF-8, or a date in a thirteenth month
@@ -178,6 +178,19 @@ def load_recipe(file: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
         _set(values, override)
     recipe: Recipe = from_plain(Recipe, values, where=file.name)
     return recipe
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key comes twice: the standard loader takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        keys = [self.construct_object(key) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {twice[0]!r} comes twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def _set(values: dict[str, Any], override: str) -> None:

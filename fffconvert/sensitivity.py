@@ -59,7 +59,7 @@ def sensitivities(
         differentiable(places) as outputs,
     ):
         for batch in track(few, "Differentiating"):
-            given = asked(**on(model.device, batch))
+            given = asked(**on(model.device, batch), return_dict=True)
             projected = projection(given, batch["attention_mask"], generator)
             flat = [output for of_place in outputs for output in of_place]
             gradients = iter(torch.autograd.grad(projected, flat))

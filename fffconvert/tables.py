@@ -31,6 +31,12 @@ def percent(value: float | None) -> str | None:
     return None if value is None else f"{100 * value:.1f}%"
 
 
+def rounded(value: float, digits: int) -> str:
+    """A number with so many digits that count, and large ones not as powers of ten."""
+    shown = f"{value:.{digits}g}"
+    return f"{float(shown):.0f}" if "e+" in shown else shown
+
+
 def active(neurons: float, dense: int) -> str:
     """Active neurons beside those of a dense FFN."""
     return f"{neurons:g} of {dense} ({percent(neurons / dense)})"
@@ -39,7 +45,7 @@ def active(neurons: float, dense: int) -> str:
 def show_layers(layers: list[dict[str, Any]]) -> None:
     """How well each layer was fitted."""
     display.table(
-        "Fit of each layer on held-out tokens (1 = the mean output)",
+        "Fit of each layer on held-out tokens, when the trees were grown (1 = the mean output)",
         ["layer", "error", "smallest leaf", "largest leaf"],
         [(x["layer"], x["error"], percent(x["smallest_leaf"]), percent(x["largest_leaf"])) for x in layers],
     )
@@ -57,7 +63,10 @@ def show_scores(name: str, scores: dict[str, Any]) -> None:
     metrics = [
         (f"{m}, {split}", value) for split, found in scores["metrics"].items() for m, value in found.items()
     ]
-    display.table(f"{name} on {scores['task']}", ["", ""], [*metrics, *rows])
+    shown = [(what, value) for what, value in rows if value is not None]
+    display.table(f"{name} on {scores['task']}", ["", ""], [*metrics, *shown])
+    if scores["teacher_score"] is None:
+        display.say("Retention, agreement and hidden error need the dense original: --teacher MODEL")
 
 
 def show_comparison(report: dict[str, Any]) -> None:
@@ -128,14 +137,14 @@ def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
             return None
         median, spread = row["medians"][name], row["spreads"][name]
         if max(spread, row["spreads"]["dense"]) >= WIDE_SPREAD:
-            return f"{scale * median:.2g} ± {percent(spread)}"
-        return f"{scale * median:.4g} ({row['medians']['dense'] / median:.3g}x)"
+            return f"{rounded(scale * median, 2)} ± {percent(spread)}"
+        return f"{rounded(scale * median, 4)} ({rounded(row['medians']['dense'] / median, 3)}x)"
 
     def to_limit(row: dict[str, Any]) -> str:
         busy = max(row["spreads"]["converted"], row["spreads"][LIMIT]) >= WIDE_SPREAD
         return f"{'~' if busy else ''}{row['to_limit']:.2f}"
 
-    columns = ["", *(f"{row['size']} tokens" for row in rows)]
+    columns = ["", *(f"{row['size']} token{'s' * (row['size'] != '1')}" for row in rows)]
     names = dict.fromkeys(name for row in rows for name in row["medians"])
     lines = [(name, *(cell(row, name) for row in rows)) for name in names]
     if LIMIT in names:

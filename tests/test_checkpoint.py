@@ -163,6 +163,15 @@ def test_a_report_that_is_none(tmp_path):
     assert checkpoint.read_report(str(tmp_path)) == {"layers": []}
 
 
+def test_a_mistyped_path_is_looked_for_nearby_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def glob(_self: Path, _pattern: str) -> Any:
+        raise FileNotFoundError("/proc/27263")
+
+    monkeypatch.setattr(Path, "glob", glob)
+    for name in ("modle", "modle/v1", "modle/v1/bert/fine"):
+        assert checkpoint.near_folder(str(tmp_path / name)) is None
+
+
 def test_the_outputs_of_a_head_are_put_in_order_and_nothing_of_the_encoder() -> None:
     """Two labels, and two types of tokens: a table of the encoder is as long as the head's."""
     model = tiny_model("bert")

@@ -113,6 +113,14 @@ def test_a_dry_run_looks_at_what_it_is_given(dense: str, tmp_path: Path) -> None
     (tmp_path / "empty.txt").touch()
     asked = fail("convert", dense, tmp_path / "out", "--calibration", tmp_path / "empty.txt", "--dry-run")
     assert "empty.txt is empty" in asked
+    (tmp_path / "few.txt").write_text("a good film\n" * 5)
+    asked = fail(
+        "convert", dense, tmp_path / "out", "--calibration", tmp_path / "few.txt", "--depth", "5", "--dry-run"
+    )
+    assert "has 32 leaves and there are 25 tokens to calibrate on" in asked
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").touch()
+    assert "exists and is not empty" in fail("convert", dense, tmp_path / "there", "--dry-run")
 
 
 def test_texts_are_cut_at_what_a_new_teacher_can_read(dense: str, tmp_path: Path) -> None:

@@ -215,15 +215,37 @@ def test_says_where_nothing_is_saved(
 ) -> None:
     converted(classifier, tokenizer, shape=TreeShape(depth=2, leaf_width=31, linear=False))
     said = " ".join(capsys.readouterr().err.split())
-    assert "Every token will use 32 neurons and the dense FFN has 32: nothing is saved" in said
+    assert (
+        "Every token will use 32 neurons and the dense FFN has 32: the model will be slower than it was"
+        in said
+    )
     converted(classifier, tokenizer, shape=TreeShape(depth=1, leaf_width=31, linear=False))
-    assert "nothing is saved" not in capsys.readouterr().err
+    assert "slower" not in capsys.readouterr().err
 
 
 def test_a_head_that_chooses_among_texts_is_converted(tokenizer: PreTrainedTokenizerFast) -> None:
     model = BertForMultipleChoice(tiny_config()).eval()
     made = convert(model, tokenizer, sentences(40), TreeShape(2, 2), calibration_tokens=300)
     assert made.model.config.fff["linear"], "so sensitivities were asked for"
+
+
+def test_a_model_that_gives_tuples_is_converted(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    expected = convert(classifier, tokenizer, sentences(40), TREE, calibration_tokens=300).model.state_dict()
+    classifier.config.return_dict = False
+    made = convert(classifier, tokenizer, sentences(40), TREE, calibration_tokens=300).model.state_dict()
+    assert all(torch.equal(made[name], tensor) for name, tensor in expected.items())
+
+
+def test_leaves_that_cannot_be_filled_are_refused_before_anything_is_read(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BertForSequenceClassification, "forward", None)
+    with pytest.raises(UserError, match=r"tree.leaf_width is 50; expected at most 32 for this model"):
+        convert(classifier, tokenizer, sentences(40), TreeShape(1, 50), calibration_tokens=300)
 
 
 def test_a_class_of_ones_own_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

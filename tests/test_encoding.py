@@ -305,3 +305,14 @@ def test_a_model_that_reads_less_says_so(
 )
 def test_zeros_and_ones_are_told_from_lists_of_labels(labels: list[list[int]], hot: int) -> None:
     assert encoding.multi_hot(Dataset.from_dict({"labels": labels}), "labels") == hot
+
+
+@pytest.mark.parametrize(("n_long", "said"), [(1, ""), (2, "own: 2 of 100 texts reach 8 tokens and are cut")])
+def test_it_is_said_when_more_than_a_few_texts_are_cut(
+    tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str], n_long: int, said: str
+) -> None:
+    rows = Dataset.from_dict({"text": ["good " * 20] * n_long + ["good"] * (100 - n_long)})
+    encoding.tokenized(Task("own", ("text",), kind="embedding", label=None), rows, tokenizer, max_length=8)
+    found = " ".join(capsys.readouterr().err.split())
+    assert said in found
+    assert bool(said) == ("cut" in found)

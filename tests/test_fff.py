@@ -55,6 +55,16 @@ def tokens(*size: int, seed: int = 1) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
 
+def test_replicas_of_data_parallel_have_their_weights() -> None:
+    """They have plain tensors for parameters, as `Trainer` makes them where there are several GPUs."""
+    layer, x = layer_of(NAMED["tree"]), tokens(4, 6)
+    expected = layer(x)
+    replica = layer._replicate_for_data_parallel()
+    for name, parameter in layer.named_parameters():
+        setattr(replica, name, parameter.detach() * 1)
+    assert torch.equal(replica(x), expected)
+
+
 # ---- A loop over tokens, in plain Python
 
 

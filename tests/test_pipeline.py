@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import sentences, tiny_config
 from processes import finish, start, wait_until
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
+    PreTrainedModel,
     pipeline,
     set_seed,
 )
@@ -28,7 +32,7 @@ from transformers import (
 from fffconvert import pipeline as pipeline_module
 from fffconvert import training
 from fffconvert.checkpoint import load
-from fffconvert.errors import UserError
+from fffconvert.errors import NotWritten, UserError
 from fffconvert.pipeline import Result, run
 from fffconvert.recipe import Recipe, Training, load_recipe
 from fffconvert.tree import TreeShape
@@ -73,6 +77,10 @@ def recipe(classifier: BertForSequenceClassification, folder_of: Callable[..., s
 
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 # ---- Every recipe that is shipped
@@ -260,11 +268,8 @@ def test_a_run_that_is_killed_and_resumed_makes_the_same_models(
 def test_a_run_is_not_resumed_with_another_teacher_and_loses_nothing_by_it(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "distill", interrupt)
+        patched.setattr(pipeline_module, "distill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "out", data_dir=glue)
     left = {"recipe.yaml", "inputs.json", "converted.start"}
@@ -282,21 +287,56 @@ def test_a_run_is_not_resumed_with_another_teacher_and_loses_nothing_by_it(
 def test_a_run_that_is_killed_when_all_is_written_is_cleared_away(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     recipe, out = replace(recipe, finetune=Training(epochs=1, batch_size=8)), tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "finish", interrupt)
+        patched.setattr(pipeline_module, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, out, data_dir=glue)
     with pytest.raises(UserError, match=r"out.* exists"):
         run(recipe, out, data_dir=glue)
     with pytest.raises(UserError, match=r"out.* exists"):
         run(replace(recipe, seed=1), out, data_dir=glue, resume=True)
+    (tmp_path / "out.work" / "converted").rename(tmp_path / "elsewhere")  # as if clearing up had begun
+    shutil.rmtree(tmp_path / "elsewhere")
     result = run(recipe, out, data_dir=glue, resume=True)
     check_folder(result, recipe, tmp_path)
     assert result.report["latency"]["rows"]
+
+
+def test_an_empty_output_is_no_run_that_ended(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline_module, "distill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, out, data_dir=glue)
+    out.mkdir()
+    result = run(recipe, out, data_dir=glue, resume=True)
+    check_folder(result, recipe, tmp_path)
+    assert result.report["scores"]
+
+
+def test_a_disk_that_is_full_when_a_student_is_saved_costs_no_conversion(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = PreTrainedModel.save_pretrained
+
+    def full(model: PreTrainedModel, folder: Path, **rest: Any) -> None:
+        if folder.name == ".converted.writing":
+            raise SafetensorError("No space left on device")
+        write(model, folder, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(NotWritten, match=r"could not be written .*No space left"):
+            run(recipe, tmp_path / "out", data_dir=glue)
+    assert "converted.start" in names_in(tmp_path / "out.work")
+
+
+def test_the_folder_that_one_is_in_is_no_output(recipe: Recipe, glue: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder that is there; name a new one"):
+        run(recipe, ".", data_dir=glue)
 
 
 def test_a_full_disk_leaves_what_was_converted(

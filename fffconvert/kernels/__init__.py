@@ -121,17 +121,18 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     ):
         return y
     dtype = weights.leaf_in_weight.dtype
+    followed = forward_ad._current_level >= 0  # by dual numbers, which a kernel would lose
     if (
         x.is_cuda
         and dtype == x.dtype
         and dtype is not torch.float64
         and not weights.gated
+        and not followed
         and _uses_gpu_kernel()
     ):
         from fffconvert.kernels import gpu  # imports Triton
 
         return gpu.fff_forward(x, weights, activation)
-    followed = forward_ad._current_level >= 0  # by dual numbers, which the kernel would lose
     if not x.is_cpu or dtype not in cpu.DTYPES or followed or not _uses_cpu_kernel():
         return reference.fff_forward(x, weights, activation)
     if x.dtype != dtype and torch.is_autocast_enabled("cpu"):

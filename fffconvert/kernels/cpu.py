@@ -3,8 +3,8 @@
 Built against PyTorch's stable C++ interface and a few small headers of c10, which compile in seconds, with
 whatever C++ compiler the machine has, for the very processor it runs on. The library is kept in the user's
 cache under a name that says what it was built from, so a new PyTorch, another processor or an edited source
-never meet an old build. Builders write beside it and rename: several processes may start at once, and one that
-is killed leaves nothing that another would wait for.
+never meet an old build; for another compiler, delete it. Builders write beside it and rename: several processes
+may start at once, and one that is killed leaves nothing that another would wait for.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _processor() -> str:
 
 
 def library_path() -> Path:
-    """The library's place in the cache; its name depends on all that decides what is in it."""
+    """The library's place in the cache; its name depends on source, flags, PyTorch and processor."""
     parts = [SOURCE.read_text(), " ".join(_flags()), torch.__version__, _processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return cache_dir() / f"cpu-{digest}.so"
