@@ -119,12 +119,26 @@ def load_source(source: DataSource) -> DatasetDict:
     except UserError:
         raise
     except Exception as error:  # what can go wrong while reading shares no base class
-        empty = path.is_file() and path.stat().st_size == 0
-        reason = "it is empty" if empty else first_line(error.__cause__ or error)
-        where = "" if path.exists() else " from the Hub; without it, name a file or a folder"
-        expected = f"; expected {WHOLE[READERS[path.suffix.lower()]]}" if path.is_file() else where
+        reason = reason_of(error, path)
+        if path.is_file():
+            expected = f"; expected {WHOLE[READERS[path.suffix.lower()]]}"
+        elif path.is_dir():
+            expected = "; expected a file of one kind for each split, such as train.csv and test.csv"
+        else:
+            expected = " from the Hub; without it, name a file or a folder"
         raise UserError(f"{source.path} could not be read ({reason}){expected}") from error
     return found if isinstance(found, DatasetDict) else DatasetDict({name_of(source): found})
+
+
+def reason_of(error: Exception, path: Path) -> str:
+    """Why data could not be read, in words of ours where those of `datasets` say nothing."""
+    if path.is_file() and path.stat().st_size == 0:
+        return "it is empty"
+    if "corresponds to no data" in str(error):
+        return "it has no rows"
+    if "infer the same data file format" in str(error):
+        return "its files are of several kinds"
+    return first_line(error.__cause__ or error)
 
 
 def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
@@ -169,6 +183,8 @@ def dialect(file: Path) -> dict[str, Any]:
         quoting: Literal[0, 3] = csv.QUOTE_NONE if unclosed else csv.QUOTE_MINIMAL
         lines.seek(0)
         names, *first = islice(csv.reader(lines, delimiter=separator, quoting=quoting), 2)
+    if any("\0" in name or "\ufffd" in name for name in names):
+        raise UserError(f"{file} is no text in UTF-8; expected {WHOLE['csv']}")
     for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):
         if not tabs and len(names) == 1 and other in names[0]:
             raise UserError(f"{file} has {what} between its columns; expected commas, or tabs in a .tsv")

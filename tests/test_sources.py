@@ -186,3 +186,18 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_bytes(b"good film\n" * 3000 + b"caf\xe9\n")
     with pytest.raises(UserError, match=r"own.txt is not UTF-8 text \(line 3001\)"):
         list(read_lines(tmp_path / "own.txt"))
+
+
+def test_what_is_no_table_is_said_in_words_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "header.csv").write_text("text,label\n")
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 4)
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "train.csv").write_text("text\ngood\n")
+    (tmp_path / "mixed" / "test.jsonl").write_text('{"text": "poor"}\n')
+    for name, message in (
+        ("header.csv", r"could not be read \(it has no rows\); expected a line with the names"),
+        ("binary.csv", r"is no text in UTF-8; expected a line with the names"),
+        ("mixed", r"could not be read \(its files are of several kinds\); expected a file of one kind"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_source(DataSource(str(tmp_path / name)))
