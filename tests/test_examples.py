@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -18,6 +19,7 @@ import fffconvert.text
 from fffconvert.checkpoint import Loaded, save
 from fffconvert.cli import main
 from fffconvert.conversion import convert
+from fffconvert.recipe import DataSource, Recipe, Training, load_recipe
 from fffconvert.tree import TreeShape
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +97,42 @@ def test_a_relative_link_leads_somewhere(page: str) -> None:
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
     assert not missing
+
+
+# ---- Python
+
+
+def test_the_python_that_the_readme_shows(
+    classifier: BertForSequenceClassification,
+    folder_of: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder_of(classifier, "my-classifier")
+    rows = [f"{text},LABEL_{int('good' in text)}" for text in sentences(540)]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    loading, verbs = re.findall(r"(?s)```python\n(.*?)```", README)
+    exec(verbs, {})
+    assert "Scores(task='train.csv'" in capsys.readouterr().out
+    (tmp_path / "student").rename(tmp_path / "distilled")
+    names: dict[str, Any] = {}
+    exec(loading, names)
+    assert names["classify"]("a good film")[0]["label"] in classifier.config.label2id
+    assert type(names["classify"].model).__name__ == "FFFBertForSequenceClassification"
+
+
+def test_the_recipe_that_the_readme_shows(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"(?s)```yaml\n(.*?)```", README)
+    (tmp_path / "mine.yaml").write_text(shown, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe == Recipe(
+        model="my-classifier",
+        data=DataSource("train.csv", label="stars"),
+        distill=Training(epochs=3),
+        controls=("removed", "narrow"),
+    ), "all else are the defaults"
 
 
 # ---- Scripts
@@ -185,27 +223,6 @@ def test_write_python_docs(
     lines = (tmp_path / "docs.txt").read_text(encoding="utf-8").splitlines()
     assert capsys.readouterr().out == f"{tmp_path / 'docs.txt'}: {len(lines)} sentences\n"
     assert any("JSON" in line for line in lines)
-
-
-def test_the_readmes_python(
-    classifier: BertForSequenceClassification,
-    tokenizer: PreTrainedTokenizerFast,
-    folder_of: Callable[..., str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The code blocks as they stand, the last one first: it makes the folder that the first one loads."""
-    monkeypatch.chdir(tmp_path)
-    folder_of(classifier, "teacher")
-    tokenizer.save_pretrained("distilled")
-    (tmp_path / "texts.txt").write_text("\n".join(sentences(50)), encoding="utf-8")
-    use, make = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(make, made := {})
-    made["student"].save_pretrained("distilled")
-    exec(use, used := {})
-    (answer,) = used["classify"]("a good film")
-    assert answer["label"] in classifier.config.label2id
-    assert type(used["classify"].model).__name__ == "FFFBertForSequenceClassification"
 
 
 def test_every_example_has_a_test_and_says_how_to_run_it() -> None:
