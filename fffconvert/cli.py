@@ -716,7 +716,7 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> None:
     from fffconvert import hub
 
     pushed = hub.push(folder, repo_id, private=private, dry_run=dry_run)
-    rows = [(name, f"{size / 1e6:.2f} MB") for name, size in pushed.files.items()]
+    rows = [(name, f"{size / 1e3:,.1f} kB") for name, size in pushed.files.items()]
     display.table(f"{'Would send' if dry_run else 'Sent'} to {repo_id}", ["file", "size"], rows)
     if pushed.url:
         display.say(pushed.url)

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from fffconvert.checkpoint import load_config
+from fffconvert.display import say
 from fffconvert.errors import UserError, first_line
 from fffconvert.modeling import CODE, is_converted
 from fffconvert.sentence import KEPT
@@ -83,6 +84,8 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
     }
     if not any(name.endswith(".safetensors") for name in files):
         raise UserError(f"{folder} holds no weights; expected model.safetensors beside its config.json")
+    if "README.md" not in files:
+        say(f"{folder} has no README.md, so there will be no model card; fffconvert.save writes one")
     if dry_run:
         return Push(repo_id, files, None)
     api = HfApi()

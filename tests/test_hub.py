@@ -92,6 +92,16 @@ def test_what_changed_is_one_more_commit(hub: Hub, folder: Path) -> None:
     assert hub.repositories["user/fast-bert"].commits[1:] == [["README.md"]]
 
 
+def test_a_folder_without_a_card_is_said_to_have_none(
+    hub: Hub, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(folder, "user/fast-bert", dry_run=True)
+    assert "README.md" not in capsys.readouterr().err
+    (folder / "README.md").unlink()
+    push(folder, "user/fast-bert", dry_run=True)
+    assert "has no README.md, so there will be no model card" in " ".join(capsys.readouterr().err.split())
+
+
 def test_dry_run_sends_nothing(hub: Hub, folder: Path) -> None:
     dry = push(folder, "user/fast-bert", dry_run=True)
     assert hub.requests == []
