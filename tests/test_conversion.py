@@ -93,7 +93,7 @@ def test_half_precision_is_converted_in_float32_on_a_cpu(
 def test_converted_model_is_refused(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(UserError, match="fff-bert: this model is converted already; expected a dense one"):
+    with pytest.raises(UserError, match="the model is converted already; expected a dense model"):
         convert(converted(classifier, tokenizer).model, tokenizer, sentences(5))  # type: ignore[arg-type]
 
 

@@ -213,7 +213,7 @@ def test_a_head_that_chooses_among_texts_is_timed(tokenizer, texts):
 
 
 def test_what_cannot_be_compared_is_refused(student, classifier):
-    with pytest.raises(UserError, match="this model is dense; expected a converted one"):
+    with pytest.raises(UserError, match="is dense; expected a converted model"):
         measure(classifier)
     with pytest.raises(UserError, match="num_hidden_layers"):
         measure(student, BertModel(tiny_config(num_hidden_layers=1)))

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from torch.nn.utils import parameters_to_vector
 from transformers import BertModel, set_seed
 
-from fffconvert import UserError, checkpoint, convert, data, distill, distillation, hub
+from fffconvert import UserError, checkpoint, columns, convert, data, distill, distillation, hub
 from fffconvert.cli import main
 from fffconvert.encoding import tokenized
 from fffconvert.evaluation import embed
@@ -135,7 +135,7 @@ def test_a_default_prompt_stands_before_every_text(include, folder_of, tmp_path)
 
 def test_its_embeddings_are_part_of_what_a_student_is_taught(encoder):
     loaded, texts = checkpoint.load(encoder), Dataset.from_dict({"text": sentences(40)})
-    rows = tokenized(data.unlabelled("own", ("text",), None), texts, loaded.tokenizer)
+    rows = tokenized(columns.unlabelled("own", ("text",), None), texts, loaded.tokenizer)
     students = [
         convert(loaded.model, loaded.tokenizer, sentences(40), TreeShape(2, 2)).model for _ in range(2)
     ]
