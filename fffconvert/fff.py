@@ -84,9 +84,10 @@ class FFF(nn.Module):
     @property
     def weights(self) -> FFFWeights:
         """The layer's tensors as the kernels take them."""
-        # ten attributes of a module take 10 µs; a replica of `nn.DataParallel` has its parameters as plain ones
-        held = {**self.__dict__, **self._parameters, **self._buffers}
-        return FFFWeights(*[held[name] for name in FFFWeights._fields])
+        held = {**self._parameters, **self._buffers}  # ten attributes of a module take 10 µs
+        if len(held) < len(FFFWeights._fields):  # in `nn.DataParallel` parameters are plain attributes
+            held = {**self.__dict__, **held}
+        return FFFWeights(*[held[name] for name in FFFWeights._fields])  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Runs the layer on `(..., d_model)`."""
