@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -156,6 +156,19 @@ def calibrate(
     Raises:
         UserError: For no text at all, what is no text, single texts among pairs, or an unknown family.
     """
+    batches = read_batches(model.config, tokenizer, texts, n_tokens, seed, max_length)
+    return Calibration(batches, min(n_tokens, tokens_in(batches)), model, seed)
+
+
+def read_batches(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[Text],
+    n_tokens: int,
+    seed: int,
+    max_length: int,
+) -> list[Batch]:
+    """The sample that `calibrate` takes for a model of that configuration; raises what it raises of texts."""
     if isinstance(texts, str):
         raise UserError("the calibration texts are one text; expected a list of them")
     sample = sample_texts(texts, -(-n_tokens // FEWEST_TOKENS_PER_TEXT), seed)
@@ -169,10 +182,12 @@ def calibrate(
             )
     if len({isinstance(text, str) for text in sample}) > 1:
         raise UserError("some calibration texts are pairs and some are not; expected the one or the other")
-    limit = readable_length(tokenizer, model.config, max_length)
-    batches = batches_of(sample, tokenizer, n_tokens, limit, seed)
-    n_tokens = min(n_tokens, sum(int(batch["attention_mask"].sum()) for batch in batches))
-    return Calibration(batches, n_tokens, model, seed)
+    return batches_of(sample, tokenizer, n_tokens, readable_length(tokenizer, config, max_length), seed)
+
+
+def tokens_in(batches: list[Batch]) -> int:
+    """Tokens in padded batches, padding apart."""
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
 def is_text(value: Any) -> bool:
@@ -198,16 +213,6 @@ def batches_of(
     batches = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
     Random(seed).shuffle(batches)
     return [dict(tokenizer.pad(batch, return_tensors="pt")) for batch in batches]
-
-
-def count_tokens(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], most: int, max_length: int
-) -> int:
-    """Tokens of a stream of text, counted no further than `most`."""
-    found, stream = 0, iter(texts)
-    while found < most and (some := list(islice(stream, ENCODED_AT_ONCE))):
-        found += sum(map(len, encode(tokenizer, some, max_length)["input_ids"]))
-    return min(found, most)
 
 
 def encode(

@@ -62,10 +62,9 @@ class Cli(click.Group):
             fail(str(error))
         except KeyboardInterrupt:
             trains = ctx.invoked_subcommand in ("run", "finetune", "distill")
-            again = (
-                f"when the same command is given again{' with --resume' * (ctx.invoked_subcommand == 'run')}"
-            )
-            more = f"; it goes on from its last checkpoint {again}" if trains else ""
+            how = " with --resume" if ctx.invoked_subcommand == "run" else ""
+            again = f"; it goes on from its last checkpoint when the same command is given again{how}"
+            more = again if trains else ""
             fail(f"interrupted{more}", code=130)
         except click.UsageError as error:
             fail_usage(error)
@@ -260,7 +259,7 @@ def convert(
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
     from fffconvert import checkpoint, conversion, estimate, modeling
-    from fffconvert.calibration import count_tokens
+    from fffconvert.calibration import read_batches, tokens_in
     from fffconvert.data import read_texts
 
     if dry_run and int8:
@@ -273,7 +272,8 @@ def convert(
         head = checkpoint.head_class(model, config)
         if asked is not None:
             tokenizer, texts = checkpoint.load_tokenizer(model, config), read_texts(asked, config, data_dir)
-            calibration_tokens = count_tokens(tokenizer, texts, calibration_tokens, max_length)
+            batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
+            calibration_tokens = min(calibration_tokens, tokens_in(batches))
             conversion.check_tree(tree, init, calibration_tokens)
         found = estimate.estimate(head, config, tree, init, estimate.Work(calibration_tokens)).to_dict()
         show_estimate(model, found)

@@ -350,9 +350,8 @@ def finish(recipe: Recipe, output: Path, work: Path) -> Result:
     if is_main_process():
         if teacher is not None and (work / TEACHER).exists():
             (work / TEACHER).rename(teacher)
-        for path in sorted(
-            work.iterdir(), key=lambda path: path.name == RECIPE
-        ):  # by which it can be resumed
+        # the recipe last: by that a run which is killed here is resumed
+        for path in sorted(work.iterdir(), key=lambda path: path.name == RECIPE):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         work.rmdir()
     wait_for_everyone()
