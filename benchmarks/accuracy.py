@@ -35,7 +35,7 @@ from fffconvert.pipeline import (
     table_of,
 )
 from fffconvert.recipe import CALIBRATION_TOKENS
-from fffconvert.training import write_whole
+from fffconvert.resumption import write_whole
 from fffconvert.tree import DEFAULT_TREE
 
 EPOCHS = {"sst2": 2, "mrpc": 6, "cola": 6, "stsb": 6, "mnli": 2}  # of the teacher

@@ -21,9 +21,9 @@ from fffconvert.checkpoint import Loaded
 from fffconvert.data import read_validations
 from fffconvert.evaluation import Judge
 from fffconvert.pipeline import CONVERTED, START, TEACHER, Stages, load_base, students_of, table_of
+from fffconvert.resumption import write_whole
 from fffconvert.sources import train_split
 from fffconvert.tasks import as_asked_of, task_named
-from fffconvert.training import write_whole
 
 
 def sentences(work: Path, data_dir: Path | None) -> Path:

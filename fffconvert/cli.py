@@ -408,8 +408,8 @@ def finetune(
     quiet_libraries()
     from fffconvert import checkpoint, distillation
     from fffconvert.data import read_data
+    from fffconvert.resumption import forget
     from fffconvert.sources import asked_for
-    from fffconvert.training import forget
 
     settings = replace(FINETUNE, **training)
     checkpoint.refuse_existing(output)
@@ -476,9 +476,9 @@ def distill(
     quiet_libraries()
     from fffconvert import checkpoint, distillation, modeling
     from fffconvert.data import read_data
+    from fffconvert.resumption import forget
     from fffconvert.sources import asked_for
     from fffconvert.tasks import check_head
-    from fffconvert.training import forget
 
     checkpoint.refuse_existing(output)
     asked = asked_for(task, text, data)

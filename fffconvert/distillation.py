@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
+from fffconvert.accelerator import process_state
 from fffconvert.batch import Batch, without_truth
 from fffconvert.errors import UserError
 from fffconvert.families import PREFIX
@@ -18,7 +19,7 @@ from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
 from fffconvert.tasks import TOKEN_LOGITS, labels_of
-from fffconvert.training import process_state, train
+from fffconvert.training import train
 
 EMBEDDING_WEIGHT = 60.0
 """How often an embedding's error counts: hidden states serve it, and errors of many layers would drown it out."""

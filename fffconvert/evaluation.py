@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
+from fffconvert.accelerator import make_accelerator, process_state
 from fffconvert.batch import Batch, on, without_truth
 from fffconvert.display import progress_bar
 from fffconvert.distillation import check_pair, hidden_errors
@@ -28,7 +29,7 @@ from fffconvert.modes import evaluating, moved
 from fffconvert.projection import onednn_on
 from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
-from fffconvert.training import loader_of, make_accelerator, process_state
+from fffconvert.training import loader_of
 
 BATCH_SIZE = 64
 BATCH_SIZE_OF_WORDS = 8  # of models that give a number for each word of their vocabulary at each place

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from fffconvert.accelerator import process_state, wait_for_everyone
 from fffconvert.calibration import Calibration, calibrate
 from fffconvert.checkpoint import (
     Loaded,
@@ -39,16 +40,9 @@ from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
 from fffconvert.latency import benchmark
 from fffconvert.recipe import Init, Recipe
+from fffconvert.resumption import digest_of_rows, digest_of_weights, forget, write_whole
 from fffconvert.sources import asked_for
 from fffconvert.tasks import Task, check_head
-from fffconvert.training import (
-    digest_of_rows,
-    digest_of_weights,
-    forget,
-    process_state,
-    wait_for_everyone,
-    write_whole,
-)
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"

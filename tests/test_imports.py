@@ -20,9 +20,9 @@ LAYERS = """
 batch errors display modes remote text
 sentence tasks tree
 cluster kernels metrics projection recipe
-dense fff options
-export families fit int8 training
-modeling onnx reading
+accelerator dense fff options
+export families fit int8 resumption
+modeling onnx reading training
 sensitivity
 calibration
 card conversion encoding estimate quantization registration
@@ -40,7 +40,7 @@ OUTSIDE = {"__init__", "__main__"}  # the door: hands out names, and imports the
 HOME_OF = {
     "click": {"cli", "options"},
     "rich": {"display"},
-    "accelerate": {"training"},
+    "accelerate": {"accelerator", "resumption", "training"},
     "yaml": {"recipe"},
     "sklearn": {"cluster", "metrics"},
 }

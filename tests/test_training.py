@@ -28,6 +28,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel, PreTrai
 
 import fffconvert
 from fffconvert import checkpoint, training
+from fffconvert.accelerator import make_accelerator
 from fffconvert.columns import unlabelled
 from fffconvert.conversion import convert
 from fffconvert.data import read_data, read_validations
@@ -36,8 +37,9 @@ from fffconvert.encoding import tokenized
 from fffconvert.errors import UserError
 from fffconvert.evaluation import evaluate
 from fffconvert.recipe import Training
+from fffconvert.resumption import checkpoints_in, forget
 from fffconvert.tasks import TASKS
-from fffconvert.training import EpochSampler, checkpoints_in, forget, parameter_groups
+from fffconvert.training import EpochSampler, parameter_groups
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(depth=2, leaf_width=2)
@@ -454,9 +456,9 @@ def test_a_teacher_is_left_as_it_was(
 
 
 def test_the_precision_of_a_process_that_has_trained_before_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = training.make_accelerator().mixed_precision
+    before = make_accelerator().mixed_precision
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16" if before == "bf16" else "bf16")
-    assert training.make_accelerator().mixed_precision == before
+    assert make_accelerator().mixed_precision == before
 
 
 def tune_in_mixed_precision(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

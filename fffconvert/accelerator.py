@@ -1,0 +1,66 @@
+"""Accelerate as this package uses it, and the processes that it finds itself in."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import is_initialized
+from accelerate.tracking import filter_trackers
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
+
+from fffconvert.errors import UserError
+
+LOGS = "runs"  # of trackers that write files, as TensorBoard looks for them
+
+
+def make_accelerator(
+    gradient_accumulation: int = 1, log_with: str | None = None, run_name: str = ""
+) -> Accelerator:
+    """An Accelerator as this package uses it: a batch is shared out over the processes.
+
+    Mixed precision is what this process has used Accelerate with before, or what `accelerate launch` or
+    `accelerate config` says; without a word from them it is bfloat16 on a GPU that has it, and off elsewhere.
+
+    Raises:
+        UserError: For a tracker that Accelerate does not know, or that is not installed.
+    """
+    if log_with:
+        check_tracker(log_with)
+    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bfloat16 else "no")
+    return Accelerator(
+        gradient_accumulation_steps=gradient_accumulation,
+        mixed_precision=None if is_initialized() else asked,  # a process has one for good
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        log_with=log_with,
+        project_config=ProjectConfiguration(logging_dir=f"{LOGS}/{run_name}"),
+    )
+
+
+def process_state() -> PartialState:
+    """What this process is among those of `accelerate launch`, as an `Accelerator` finds it first."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def wait_for_everyone() -> None:
+    """Waits until every process of `accelerate launch` has come this far."""
+    process_state().wait_for_everyone()
+
+
+def check_tracker(name: str) -> None:
+    """Raises a `UserError` for a tracker that Accelerate does not know, or that is not installed."""
+    process_state()  # Accelerate's log asks for it
+    try:
+        found = filter_trackers(name, logging_dir=".")
+    except ValueError as error:
+        raise UserError(f"tracker {name!r} is unknown to Accelerate ({error})") from error
+    if not found:
+        raise UserError(f"tracker {name!r} is not installed; install its package or leave it out")

@@ -1,0 +1,138 @@
+"""What lets a training run go on after a kill: its checkpoints, and what tells it from other runs.
+
+A checkpoint appears under its name only when it is whole, and holds dropout's draws too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from safetensors import SafetensorError
+from torch import nn
+
+from fffconvert.accelerator import process_state
+from fffconvert.display import say
+from fffconvert.errors import NotWritten, UserError, first_line
+from fffconvert.recipe import Training
+
+SETTINGS = "settings.json"  # in the folder of a run's checkpoints
+
+
+def describe(
+    settings: Training, seed: int, rows: Dataset, model: nn.Module, teacher: nn.Module | None
+) -> dict[str, Any]:
+    """What tells a training run from others."""
+    return {
+        **asdict(settings),
+        "seed": seed,
+        "rows": len(rows),
+        "data": digest_of_rows(rows),
+        "model": digest_of_weights(model),
+        "teacher": digest_of_weights(teacher) if teacher is not None else None,
+    }
+
+
+def digest_of_rows(rows: Dataset) -> str:
+    """What tells tokenized rows from any others."""
+    return digest_of(repr(batch).encode() for batch in rows.iter(1000))
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """What tells a model's weights from any others."""
+    return digest_of(
+        tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for tensor in model.state_dict().values()
+    )
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """The digest of what comes in parts."""
+    digest = sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any]) -> None:
+    """Writes `folder/step-N` beside its name first, then removes the older ones.
+
+    What tells the run from others lies beside it, so that none of them resumes it.
+
+    Raises:
+        NotWritten: For a checkpoint that cannot be written, as to a full disk.
+    """
+    partial, whole = folder / "partial", folder / f"step-{step}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_whole(folder / SETTINGS, json.dumps(settings, indent=2))
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not checkpoints_in(folder):
+            forget(folder)
+        raise NotWritten(
+            f"{whole} could not be written ({first_line(error)}); the checkpoints before it are kept"
+        ) from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        partial.rename(whole)
+        for older in checkpoints_in(folder)[:-1]:
+            shutil.rmtree(folder / f"step-{older}")
+
+
+def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, Any]) -> int:
+    """Loads the newest checkpoint, if there is one; returns the step that it was taken at.
+
+    Raises:
+        UserError: For checkpoints of a run with other settings, another model or other data.
+    """
+    if folder is None or not checkpoints_in(folder):
+        return 0
+    theirs = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    if other := [name for name in settings if theirs.get(name) != settings[name]]:
+        raise UserError(
+            f"{folder} holds checkpoints of a run with another {' and '.join(other)}; delete it to start anew"
+        )
+    step = checkpoints_in(folder)[-1]
+    say(f"Resuming from step {step}")
+    accelerator.load_state(str(folder / f"step-{step}"))
+    return step
+
+
+def checkpoints_in(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints in a folder, oldest first."""
+    names = (re.fullmatch(r"step-(\d+)", path.name) for path in folder.glob("step-*"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def forget(folder: Path) -> None:
+    """Deletes a run's checkpoints, once what they led to is saved; anything else in the folder stays."""
+    if not process_state().is_main_process:
+        return
+    for step in checkpoints_in(folder):
+        shutil.rmtree(folder / f"step-{step}")
+    shutil.rmtree(folder / "partial", ignore_errors=True)
+    (folder / SETTINGS).unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or there is something else in it
+        folder.rmdir()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file beside its name first: whoever is killed leaves the old one or the new one."""
+    beside = file.with_name(f"{file.name}.writing")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
