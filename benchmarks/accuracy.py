@@ -4,7 +4,7 @@
         [--shape 7x12,7x27] [--seed 0,1,2] [--students removed,converted] [--rows 12000] [--epochs 4]
         [--calibration-tokens 131072] [--teacher-rows 30000]
 
-For each task this fine-tunes a teacher (once: other shapes and seeds find it in WORK), then converts, distils and
+For each task this fine-tunes a teacher (once: other students, shapes and seeds find it), then converts, distils and
 scores one student after the other, all with the same data, steps, schedule and loss; for each seed, and those
 that have a shape for each shape. What is done is not done again: the same command goes on after a kill, and one
 with more tasks or students adds them. RESULTS.json gets the table of every task and seed, the sums over them, the
@@ -39,7 +39,7 @@ from fffconvert.resumption import write_whole
 from fffconvert.tree import DEFAULT_TREE
 
 EPOCHS = {"sst2": 2, "mrpc": 6, "cola": 6, "stsb": 6, "mnli": 2}  # of the teacher
-TEACHER_ROWS = 30_000  # all of MNLI's partial set
+TEACHER_ROWS = 30_000
 CONTROLS = ("removed", "narrow", "random", "neurons")
 FIGURES = ("before_distillation", "score", "retention", "agreement", "hidden_error", "value_kept")
 
@@ -75,9 +75,9 @@ def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[st
 
 
 def folder_of_task(arguments: argparse.Namespace, task: str) -> Path:
-    """Where what is made of one model for one task lies."""
+    """Where a teacher of one task and its students lie."""
     work: Path = arguments.work
-    return work / arguments.model.strip("/").replace("/", "--") / task
+    return work / arguments.model.strip("/").replace("/", "--") / f"{task}-of-{arguments.teacher_rows}-rows"
 
 
 def folder_of(student: str, shape: TreeShape) -> str:

@@ -1,6 +1,6 @@
 """Classifies sentences with a converted classifier and stock transformers.
 
-python examples/classify.py models/minilm-sst2 "A film to remember."
+python examples/classify.py models/sst2 "A film to remember."
 """
 
 import sys

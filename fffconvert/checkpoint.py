@@ -312,8 +312,8 @@ def save(
     """Writes a model as a folder that stock `transformers` loads.
 
     The folder holds `model.safetensors`, `config.json`, the tokenizer's files and, where the model came with
-    them, those that sentence-transformers reads, the model card `README.md`, and for a converted model also
-    `recipe.yaml` and `report.json`.
+    them, those that sentence-transformers reads, the model card `README.md`, for a converted model the code that
+    `trust_remote_code` runs, and `recipe.yaml` and `report.json` where these are given.
 
     Args:
         loaded: The model, its tokenizer, and the name of the model that it was made from.
