@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fffconvert import Recipe, Training, TreeShape, load
+from fffconvert import Recipe, Training, TreeShape
 from fffconvert.checkpoint import read_report, versions
 from fffconvert.display import table
 from fffconvert.evaluation import value_kept
@@ -30,7 +30,6 @@ from fffconvert.pipeline import (
     Stages,
     load_base,
     make_teacher,
-    read_recipe_data,
     students_of,
     table_of,
 )
@@ -64,8 +63,7 @@ def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[st
         seed=seed,
     )
     if any(not (work / folder).exists() for folder in wanted):
-        data = read_recipe_data(recipe, recipe.model, new_head=False, data_dir=arguments.data_dir)
-        stages = Stages(recipe, load(recipe.model), data, work, log_with=None)
+        stages = Stages(recipe, *load_base(recipe, work, arguments.data_dir), work, log_with=None)
         for folder, (name, shape) in wanted.items():
             students = students_of(replace(recipe, tree=shape), stages.teacher.model.config)
             stages.make_student(folder, *students[name])

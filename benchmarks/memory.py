@@ -25,7 +25,7 @@ def peak(model: str, batch: int, length: int) -> float:
     import torch
 
     from fffconvert.checkpoint import load
-    from fffconvert.latency import random_ids
+    from fffconvert.families import random_ids
 
     if model:
         loaded = load(model).model.eval()

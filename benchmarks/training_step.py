@@ -17,7 +17,8 @@ from fffconvert.checkpoint import load
 from fffconvert.conversion import convert
 from fffconvert.display import table
 from fffconvert.distillation import distillation_loss
-from fffconvert.latency import random_ids, time_row
+from fffconvert.families import random_ids
+from fffconvert.latency import time_row
 from fffconvert.projection import WithOneDNN
 from fffconvert.text import standard_library_sentences
 

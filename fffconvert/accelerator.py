@@ -33,7 +33,8 @@ def make_accelerator(
     """
     if log_with:
         check_tracker(log_with)
-    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    gpu = process_state().device.type == "cuda"
+    bfloat16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bfloat16 else "no")
     return Accelerator(
         gradient_accumulation_steps=gradient_accumulation,

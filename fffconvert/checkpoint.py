@@ -30,6 +30,7 @@ from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
 from fffconvert.tasks import HEAD_OF, Kind, Task, kind_of, labels_of, names_labels, reordered
 
+RECIPE, REPORT = "recipe.yaml", "report.json"  # how a model was made, and what was measured then
 FARTHEST = 2  # levels of folders that a mistyped name is looked for below the first that is there
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
@@ -122,6 +123,7 @@ def give_head(config: PreTrainedConfig, task: Task) -> Any:
     classes = getattr(transformers, auto)._model_mapping
     if type(config) not in classes:
         raise UserError(f"{config.model_type} has no {auto} in transformers, which {task.name} asks for")
+    config.architectures = [classes[type(config)].__name__]
     return classes[type(config)]
 
 
@@ -324,6 +326,7 @@ def save(
     Raises:
         UserError: For a folder that is not empty.
         NotWritten: For weights that cannot be written, as to a full disk.
+        OSError: For any other file that cannot.
     """
     if not is_main_process():
         return
@@ -339,10 +342,10 @@ def save(
         if loaded.sentence is not None:
             loaded.sentence.write(beside)
         if recipe is not None:
-            (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+            (beside / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         if report is not None:
             report = {**report, "versions": versions()}
-            (beside / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            (beside / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         converted = modeling.is_converted(loaded.model.config)
         if converted:
             card = model_card(
@@ -365,7 +368,7 @@ def read_report(folder: str) -> dict[str, Any]:
     Raises:
         UserError: For a report that is not JSON.
     """
-    file = Path(folder) / "report.json"
+    file = Path(folder) / REPORT
     if not file.is_file():
         return {}
     try:

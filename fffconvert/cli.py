@@ -166,7 +166,7 @@ def run(
     named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     recipe = load_recipe(recipe_file, (*overrides, *named))
     quiet_libraries()
-    from fffconvert import evaluation, pipeline
+    from fffconvert import checkpoint, evaluation, pipeline
 
     if dry_run:
         found = pipeline.plan(recipe, data_dir).to_dict()
@@ -184,7 +184,7 @@ def run(
     )
     write_json(json_file, result.report)
     retention = result.report["scores"]["retention"]
-    evaluation.require_retention(retention, recipe.min_retention, result.output / "report.json")
+    evaluation.require_retention(retention, recipe.min_retention, result.output / checkpoint.REPORT)
 
 
 @main.command()
@@ -258,9 +258,7 @@ def convert(
     """
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
-    from fffconvert import checkpoint, conversion, estimate, modeling
-    from fffconvert.calibration import read_batches, tokens_in
-    from fffconvert.data import read_texts
+    from fffconvert import checkpoint, conversion, modeling, pipeline
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
@@ -268,14 +266,16 @@ def convert(
     checkpoint.refuse_existing(output)
     asked = calibration_data(calibration, data)
     if dry_run:
-        config = checkpoint.load_config(model)
-        head = checkpoint.head_class(model, config)
-        if asked is not None:
-            tokenizer, texts = checkpoint.load_tokenizer(model, config), read_texts(asked, config, data_dir)
-            batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
-            calibration_tokens = min(calibration_tokens, tokens_in(batches))
-            conversion.check_tree(tree, init, calibration_tokens)
-        found = estimate.estimate(head, config, tree, init, estimate.Work(calibration_tokens)).to_dict()
+        found = pipeline.plan_conversion(
+            model,
+            tree,
+            init,
+            asked,
+            calibration_tokens,
+            data_dir=data_dir,
+            seed=seed,
+            max_length=max_length,
+        ).to_dict()
         show_estimate(model, found)
         write_json(json_file, found)
         return

@@ -43,7 +43,7 @@ def two_means(points: Tensor, seed: int) -> Tensor:
     sample = points.index_select(0, some(len(points), START_POINTS, seed))
     if (sample == sample[:1]).all():
         return torch.zeros(points.shape[1])
-    # several threads add up in any order: the seed would not decide
+    # each thread adds up a part of its own, so their number would decide too
     with thread_pools().limit(limits=1, user_api="openmp"):
         centers = KMeans(2, n_init=1, max_iter=10, random_state=seed).fit(sample.numpy()).cluster_centers_
     return torch.from_numpy(centers[1] - centers[0]).to(points.dtype)

@@ -62,7 +62,8 @@ def read_data(
     Args:
         asked: A GLUE task, a text file, or one's own data.
         tokenizer: The model's.
-        config: The model's, whose head and labels the data is for; none where the head is still to be made.
+        config: The model's, whose head and labels the data is for; none where the head is still to be made. Its
+            `architectures` name the head: `transformers` sets them when a model is saved, and `load` gives them.
         data_dir: As for `load_task`.
         train_rows: Rows to train on, drawn at random; all of them if not given.
         held_out: Rows to evaluate on where the data has none of its own; they are never trained on. With 0

@@ -18,7 +18,7 @@ from fffconvert.families import PREFIX
 from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
-from fffconvert.tasks import TOKEN_LOGITS, labels_of
+from fffconvert.tasks import TOKEN_LOGITS, labels_of, reordered
 from fffconvert.training import train
 
 EMBEDDING_WEIGHT = 60.0
@@ -37,6 +37,8 @@ def finetune(
 ) -> None:
     """Trains a model with a head on labelled rows, in place, to make a teacher: float32, on the CPU when it is done.
 
+    The generators of PyTorch, NumPy and Python are seeded anew.
+
     Args:
         model: A model whose forward computes a loss from `labels`.
         tokenizer: Pads the rows.
@@ -47,7 +49,7 @@ def finetune(
         log_with: A tracker that Accelerate knows.
 
     Raises:
-        UserError: As `fffconvert.training.train` does.
+        UserError, NotWritten: As `fffconvert.training.train` does.
     """
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,7 +83,7 @@ def distill(
 ) -> None:
     """Trains a student, in place, to give the teacher's logits and hidden states. Labels are not used.
 
-    It is float32 and on the CPU when it is done, and PyTorch's generators are seeded anew.
+    It is float32 and on the CPU when it is done, and the generators of PyTorch, NumPy and Python are seeded anew.
     Dropout stays off: the teacher is a fixed function, and noise in the student only hides how far it is.
 
     Args:
@@ -96,8 +98,8 @@ def distill(
         pooling: How the teacher makes sentence embeddings; the student is then taught these as well.
 
     Raises:
-        UserError: If student and teacher do not fit each other, for an int8 student, and as `fffconvert.training.train`
-            does.
+        UserError: If student and teacher do not fit each other, and for an int8 student.
+        UserError, NotWritten: As `fffconvert.training.train` does.
     """
     check_pair(student, teacher)
     if getattr(student.config, "int8_projections", False):
@@ -147,7 +149,7 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         if ours != theirs:
             raise UserError(f"the student's {name} is {ours} and the teacher's {theirs}; expected the same")
     our_labels, their_labels = (labels_of(model.config) for model in (student, teacher))
-    if our_labels != their_labels and sorted(our_labels) == sorted(their_labels):
+    if reordered(our_labels, their_labels):
         raise UserError(
             f"the student orders its labels {', '.join(our_labels)} and the teacher {', '.join(their_labels)}; "
             "expected one order"

@@ -91,48 +91,77 @@ def tokenized(
         sides = [replace(task, kind=kind, columns=(column,)) for column in task.columns]
         return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
 
-    def encode(batch: Columns, random: np.random.Generator) -> Columns:
-        texts = [[_joined(task, value) for value in batch[name]] for name in task.columns]
-        offsets = task.kind in ("tokens", "question")
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_offsets_mapping=offsets)
-        given = batch[task.label] if task.label else None
-        if task.kind == "tokens":
-            words = [_split(value) for value in batch[task.columns[0]]]
-            labels = {"labels": _tags(task, encoded["offset_mapping"], words, given, code)}
-        elif task.kind == "question":
-            labels = _spans(task, encoded, texts[1], given) if given else {}
-        elif task.kind == "masked":
-            labels = {"labels": _mask(encoded["input_ids"], tokenizer, random)}
-        else:
-            labels = {"labels": [code(value) for value in given]} if given is not None else {}
-        encoded.pop("offset_mapping", None)
-        return {**encoded, **labels, "length": [len(ids) for ids in encoded["input_ids"]]}
-
     for name in task.columns:
         texts_in(task, rows, name)  # a row without text has no place in a batch
     code = coder(task, rows)
     # a new column would be cast to the type of an old one of its name
     needed = {name: f"given {name}" for name in (*task.columns, task.label) if name is not None}
-    given = rows.select_columns(list(needed)).rename_columns(needed)
-
-    def encode_part(number: int, part: Dataset) -> Dataset:
-        random = np.random.default_rng((seed, number))  # its own: `map` may find a part in its cache
-        return part.map(
-            lambda batch: encode({name: batch[column] for name, column in needed.items()}, random),
-            batched=True,
-            remove_columns=part.column_names,
-        )
-
-    parts = [
-        given.select(range(start, min(start + ROWS_AT_ONCE, len(given))))
-        for start in range(0, len(given) or 1, ROWS_AT_ONCE)
-    ]
-    shown = track(parts, "Tokenizing") if len(parts) > 1 else parts
-    made = concatenate_datasets([encode_part(number, part) for number, part in enumerate(shown)])
+    made = in_parts(
+        rows.select_columns(list(needed)).rename_columns(needed),
+        lambda batch, random: encoded(
+            task,
+            {name: batch[column] for name, column in needed.items()},
+            tokenizer,
+            max_length,
+            code,
+            random,
+        ),
+        seed,
+    )
     say_if_cut(task.name, made["length"], max_length)
     if "end_positions" in made.column_names:
         say_what_was_cut(task, rows[task.label], made["end_positions"], max_length)
     return made
+
+
+def encoded(
+    task: Task,
+    batch: Columns,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    code: Callable[[Any], Any],
+    random: np.random.Generator,
+) -> Columns:
+    """A batch of rows as a model takes them, with labels and lengths (see `tokenized`).
+
+    Args:
+        task: Names the columns.
+        batch: Holds them.
+        tokenizer: The model's.
+        max_length: Tokens that a row is cut at.
+        code: Turns a label into what the model's loss takes.
+        random: Draws what is masked.
+    """
+    texts = [[_joined(task, value) for value in batch[name]] for name in task.columns]
+    offsets = task.kind in ("tokens", "question")
+    found = tokenizer(*texts, truncation=True, max_length=max_length, return_offsets_mapping=offsets)
+    given = batch[task.label] if task.label else None
+    if task.kind == "tokens":
+        words = [_split(value) for value in batch[task.columns[0]]]
+        labels = {"labels": _tags(task, found["offset_mapping"], words, given, code)}
+    elif task.kind == "question":
+        labels = _spans(task, found, texts[1], given) if given else {}
+    elif task.kind == "masked":
+        labels = {"labels": _mask(found["input_ids"], tokenizer, random)}
+    else:
+        labels = {"labels": [code(value) for value in given]} if given is not None else {}
+    found.pop("offset_mapping", None)
+    return {**found, **labels, "length": [len(ids) for ids in found["input_ids"]]}
+
+
+def in_parts(rows: Dataset, encode: Callable[[Columns, np.random.Generator], Columns], seed: int) -> Dataset:
+    """Rows encoded, `ROWS_AT_ONCE` at a time, where a progress bar can follow."""
+
+    def encode_part(number: int, part: Dataset) -> Dataset:
+        random = np.random.default_rng((seed, number))  # its own: `map` may find a part in its cache
+        return part.map(lambda batch: encode(batch, random), batched=True, remove_columns=part.column_names)
+
+    parts = [
+        rows.select(range(start, min(start + ROWS_AT_ONCE, len(rows))))
+        for start in range(0, len(rows) or 1, ROWS_AT_ONCE)
+    ]
+    shown = track(parts, "Tokenizing") if len(parts) > 1 else parts
+    return concatenate_datasets([encode_part(number, part) for number, part in enumerate(shown)])
 
 
 def say_what_was_cut(task: Task, answers: Sequence[Any], ends: Sequence[int], max_length: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.dense import DenseFFN
-from fffconvert.families import family_of, read_ffns
+from fffconvert.families import family_of, random_ids, read_ffns
 from fffconvert.fit import fit_layer
 from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
 from fffconvert.projection import WithOneDNN
@@ -142,7 +142,7 @@ def times(
     n_uses: int,
 ) -> dict[str, float]:
     """Seconds by stage (see `Estimate`)."""
-    ids = torch.randint(5, dense.config.vocab_size, (BATCH, LENGTH))
+    ids = random_ids(dense, BATCH, LENGTH)
     n_tokens = ids.numel()
 
     def step(model: PreTrainedModel) -> None:

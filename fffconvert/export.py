@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fffconvert.errors import UserError, first_line
+from fffconvert.families import chooses_among_texts
 from fffconvert.fff import FFF
 from fffconvert.kernels import FFFWeights, reference
 
@@ -71,7 +72,7 @@ def check_exportable(model: PreTrainedModel) -> None:
     """Raises a `UserError` for a model that cannot be exported, or where the extra `onnx` is not installed."""
     if getattr(model.config, "int8_projections", False):
         raise UserError("an int8 model has no graph; export the model that it was made from")
-    if type(model).__name__.endswith("ForMultipleChoice"):
+    if chooses_among_texts(model):
         raise UserError("a head that chooses among several texts has no graph yet; expected any other head")
     try:
         import onnxscript  # noqa: F401 - what the exporter needs

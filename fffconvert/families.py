@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
@@ -175,6 +176,17 @@ def longest_text(config: PreTrainedConfig) -> int:
 def base_of(model: PreTrainedModel) -> nn.Module:
     """The encoder inside a model with a head; the model itself where it has none."""
     return cast(nn.Module, getattr(model, model.base_model_prefix, model))
+
+
+def chooses_among_texts(model: PreTrainedModel) -> bool:
+    """Whether a model's head reads several texts for one answer, in a dimension of their own."""
+    return type(model).__name__.endswith("ForMultipleChoice")
+
+
+def random_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:
+    """Token ids `(batch, length)`, the same in every run; for a head that chooses among texts `(batch, 1, length)`."""
+    size = (batch, 1, length) if chooses_among_texts(model) else (batch, length)
+    return torch.randint(5, model.config.vocab_size, size, generator=torch.Generator().manual_seed(0))
 
 
 def members_at(root: nn.Module, path: str) -> list[nn.Module]:

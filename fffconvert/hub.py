@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from fffconvert.checkpoint import load_config
+from fffconvert.checkpoint import RECIPE, REPORT, load_config
 from fffconvert.display import say
 from fffconvert.errors import UserError, first_line
 from fffconvert.modeling import CODE, is_converted
@@ -22,8 +22,8 @@ PUBLISHED = (
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",
-    "recipe.yaml",
-    "report.json",
+    RECIPE,
+    REPORT,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

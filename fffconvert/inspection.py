@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fffconvert import kernels
-from fffconvert.checkpoint import load_config, read_report, versions
+from fffconvert.checkpoint import REPORT, load_config, read_report, versions
 from fffconvert.conversion import LayerFit
 from fffconvert.errors import UserError
 from fffconvert.families import family_of, n_ffns
@@ -98,7 +98,7 @@ def fits_of(name: str) -> list[dict[str, Any]]:
             LayerFit(**{key: float(value) for key, value in layer.items()})  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{Path(name) / 'report.json'}: `layers` is not what fffconvert wrote there ({error})"
+            f"{Path(name) / REPORT}: `layers` is not what fffconvert wrote there ({error})"
         ) from error
     return list(layers)
 

@@ -23,7 +23,14 @@ from transformers.activations import ACT2FN
 from fffconvert import onnx
 from fffconvert.display import say, track
 from fffconvert.errors import UserError, first_line
-from fffconvert.families import Family, ffn_inputs_of, layers_of, longest_text, replace_projections
+from fffconvert.families import (
+    Family,
+    ffn_inputs_of,
+    layers_of,
+    longest_text,
+    random_ids,
+    replace_projections,
+)
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference
 from fffconvert.modeling import (
@@ -235,12 +242,6 @@ def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
     expected = dense_class_of(type(model))
     if type(dense) is not expected:
         raise UserError(f"the dense model is a {type(dense).__name__}; expected a {expected.__name__}")
-
-
-def random_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:
-    """Token ids `(batch, length)`, the same in every run; for a head that chooses among texts `(batch, 1, length)`."""
-    shape = (batch, 1, length) if type(model).__name__.endswith("ForMultipleChoice") else (batch, length)
-    return torch.randint(5, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
 def inputs_of_layers(model: PreTrainedModel, family: Family, n_tokens: int) -> list[Tensor]:

@@ -16,8 +16,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from fffconvert.accelerator import process_state, wait_for_everyone
-from fffconvert.calibration import Calibration, calibrate
+from fffconvert.calibration import Calibration, calibrate, read_batches, tokens_in
 from fffconvert.checkpoint import (
+    RECIPE,
     Loaded,
     give_head,
     head_class,
@@ -31,7 +32,7 @@ from fffconvert.checkpoint import (
     save,
 )
 from fffconvert.conversion import build, check_tree
-from fffconvert.data import Data, read_data
+from fffconvert.data import Data, read_data, read_texts
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import NotWritten, UserError
@@ -39,14 +40,13 @@ from fffconvert.estimate import Estimate, Work, estimate
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
 from fffconvert.latency import benchmark
-from fffconvert.recipe import Init, Recipe
+from fffconvert.recipe import MAX_LENGTH, Init, Recipe
 from fffconvert.resumption import digest_of_rows, digest_of_weights, forget, write_whole
-from fffconvert.sources import asked_for
+from fffconvert.sources import Asked, asked_for
 from fffconvert.tasks import Task, check_head
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
-RECIPE = "recipe.yaml"
 INPUTS = "inputs.json"  # what tells the teacher and the data of a run from others
 START = ".start"  # of the folder with a student as it was before distillation
 COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")
@@ -93,13 +93,13 @@ def run(
         return finish(recipe, output, work)
     try:
         return run_stages(recipe, output, work, data_dir, log_with)
-    except BaseException as error:
+    except Exception as error:  # an interrupt leaves what a kill leaves
         if is_main_process() and not resume:
             clear_if_nothing_to_resume(work, error)
         raise
 
 
-def clear_if_nothing_to_resume(work: Path, error: BaseException) -> None:
+def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
     """Deletes the folder of a run that failed before anything was trained: what was asked of it was wrong."""
     refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
     kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
@@ -225,7 +225,42 @@ def plan(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
         distill_tokens=n_tokens * recipe.distill.epochs,
         students=1 + len(recipe.controls),
     )
+    check_tree(recipe.tree, recipe.init, work.calibration_tokens)
     return estimate(head, config, recipe.tree, recipe.init, work)
+
+
+def plan_conversion(
+    model: str,
+    tree: TreeShape,
+    init: Init,
+    asked: Asked | None,
+    calibration_tokens: int,
+    *,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    max_length: int = MAX_LENGTH,
+) -> Estimate:
+    """As `plan`, of a conversion alone.
+
+    Args:
+        model: Hub id or folder of the dense model.
+        tree: The shape of every layer.
+        init: What would be clustered.
+        asked: What to calibrate on; without it there is text enough.
+        calibration_tokens: Tokens of it to use.
+        data_dir: As for `run`.
+        seed: Decides the sample of the text.
+        max_length: Tokens that a text is cut at.
+    """
+    config = load_config(model)
+    head = head_class(model, config)
+    if asked is not None:
+        texts = read_texts(asked, config, data_dir, prompt_of(model))
+        tokenizer = load_tokenizer(model, config)
+        batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
+        calibration_tokens = min(calibration_tokens, tokens_in(batches))
+        check_tree(tree, init, calibration_tokens)
+    return estimate(head, config, tree, init, Work(calibration_tokens))
 
 
 def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with: str | None) -> Loaded:
@@ -306,7 +341,7 @@ class Stages:
             pooling=self.teacher.pooling,
         )
         report = {"scores": self.judge(model).to_dict(), **read_report(str(start))}
-        save(replace(self.teacher, model=model), self.work / name, self.recipe, report)
+        save(replace(self.teacher, model=model), self.work / name, report=report)
         wait_for_everyone()
         if is_main_process():
             shutil.rmtree(start)

@@ -59,7 +59,7 @@ class Training:
         if not 0 <= self.weight_decay < inf:
             raise UserError(f"weight_decay is {self.weight_decay}; expected a finite number of at least 0")
         if not 0 <= self.warmup < 1:
-            raise UserError(f"warmup is {self.warmup}; expected a share from 0 to 1")
+            raise UserError(f"warmup is {self.warmup}; expected a share of at least 0 and below 1")
 
 
 FINETUNE = Training(learning_rate=5e-5, weight_decay=0.01)
@@ -138,8 +138,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if [self.task, self.text, self.data].count(None) != 2:
             raise UserError(
-                "a recipe names either `task` (a GLUE task) or `text` (a file) or `data` (your own), "
-                "and not both"
+                "a recipe names exactly one of `task` (a GLUE task), `text` (a file) and `data` (your own)"
             )
         if self.text is not None and self.finetune is not None:
             raise UserError("`finetune` needs a `task` or `data`: text alone has no labels to learn")

@@ -21,8 +21,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
 
-from fffconvert.accelerator import process_state
-from fffconvert.display import say
+from fffconvert.display import is_main_process, say
 from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.recipe import Training
 
@@ -121,7 +120,7 @@ def checkpoints_in(folder: Path) -> list[int]:
 
 def forget(folder: Path) -> None:
     """Deletes a run's checkpoints, once what they led to is saved; anything else in the folder stays."""
-    if not process_state().is_main_process:
+    if not is_main_process():
         return
     for step in checkpoints_in(folder):
         shutil.rmtree(folder / f"step-{step}")

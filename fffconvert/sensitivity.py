@@ -14,7 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert.batch import Batch, on, parts_of
 from fffconvert.display import track
-from fffconvert.families import base_of
+from fffconvert.families import base_of, chooses_among_texts
 from fffconvert.modes import evaluating, frozen
 from fffconvert.projection import onednn_on
 from fffconvert.reading import check_finite
@@ -50,7 +50,7 @@ def sensitivities(
     if model.get_output_embeddings() is not None:  # a number for each word of the vocabulary at each place
         few = [part for batch in few for part in parts_of(batch, BATCH_SIZE_OF_WORDS)]
     # a head that chooses among texts reads them in groups
-    asked = base_of(model) if type(model).__name__.endswith("ForMultipleChoice") else model
+    asked = base_of(model) if chooses_among_texts(model) else model
     with (
         evaluating(model),
         frozen(model),

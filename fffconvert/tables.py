@@ -157,5 +157,5 @@ def show_int8(gain: dict[str, Any]) -> None:
     show_latency(gain["latency"])
     display.say(
         f"int8 moves the last hidden states by {percent(gain['error'])} of their size "
-        "(Python's documentation, 64 sentences)"
+        "(sentences of Python's documentation)"
     )

@@ -126,8 +126,17 @@ def task_named(name: str) -> Task:
 
 
 def kind_of(config: PreTrainedConfig) -> Kind:
-    """What the head of a saved model answers."""
-    head = (config.architectures or [""])[0]
+    """What the head of a saved model answers.
+
+    Raises:
+        UserError: For a configuration that no model was saved with.
+    """
+    if not config.architectures:
+        raise UserError(
+            "the model's configuration names no architecture, so its head is not known; expected that of a model that "
+            "was saved, or `config.architectures` set to the name of its class"
+        )
+    head = config.architectures[0]
     kind: Kind = next((kind for ending, kind in HEADS.items() if head.endswith(ending)), "embedding")
     if kind == "classification" and config.problem_type == "multi_label_classification":
         return "multi-label"

@@ -105,7 +105,7 @@ def train(
 ) -> None:
     """Trains a model in place, in float32: in half precision most of an update would round away.
 
-    Afterwards it is on the CPU, its dropout off.
+    Afterwards it is on the CPU, its dropout off, and the generators of PyTorch, NumPy and Python are seeded anew.
 
     Args:
         model: What is trained: every parameter that requires a gradient.
@@ -186,7 +186,9 @@ def batches_from(
     while step < n_steps:
         epoch, made = divmod(step, steps_per_epoch)
         loader.set_epoch(epoch)
-        for number, batch in enumerate(skip_first_batches(loader, made * together), made * together):
+        rest = skip_first_batches(loader, made * together)
+        rest.set_epoch(epoch)  # Accelerate before 1.15 forgets it there
+        for number, batch in enumerate(rest, made * together):
             yield batch, min(together, len(loader) - number // together * together)
         step = (epoch + 1) * steps_per_epoch
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fffconvert.cluster import Clustered, balanced_two_means, grow, median, two_means
@@ -67,6 +68,14 @@ def test_two_means_points_from_one_centre_to_the_other() -> None:
     points = torch.cat([torch.zeros(30, 3), torch.tensor([3.0, 0.0, 4.0]).expand(10, 3)])
     direction = two_means(points, seed=0)
     torch.testing.assert_close(direction.abs(), torch.tensor([3.0, 0.0, 4.0]))
+
+
+def test_the_number_of_threads_does_not_decide() -> None:
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="openmp"):
+            found.append(two_means(normal(400, 16), seed=0))
+    assert torch.equal(*found)
 
 
 def test_balanced_two_means_cuts_an_uneven_pair_in_halves() -> None:

@@ -161,6 +161,7 @@ def test_a_layer_mends_what_layers_below_it_got_wrong_where_its_input_is_what_it
     calibration = calibrate(model, tokenizer, sentences(60), 300)
     conversion.build(model, calibration, family.shape(TREE), "inputs", seed=0)
     for (ours, target), (theirs, outputs) in zip(given, calibration.ffns(), strict=True):
+        assert len(ours) == len(theirs) - int(HELD_OUT * len(theirs)), "the rest is to judge the fit on"
         theirs, outputs = theirs[-len(ours) :], outputs[-len(ours) :]
         expected = outputs if family.pre_norm else outputs + theirs - ours
         torch.testing.assert_close(target, expected)

