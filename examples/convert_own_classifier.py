@@ -16,7 +16,7 @@ from fffconvert import DataSource, convert, distill, evaluate, load, read_data
 def main(classifier: str, table: str, output: str) -> None:
     teacher = load(classifier)
     tokenizer = teacher.tokenizer
-    data = read_data(DataSource(table), tokenizer, teacher.model.config, held_out=20)
+    data = read_data(DataSource(table), tokenizer, teacher.model, held_out=20)
     student = convert(teacher.model, tokenizer, data.texts).model
     distill(student, teacher.model, tokenizer, data.rows)
     scores = evaluate(student, tokenizer, data.task, data.validations, teacher.model)

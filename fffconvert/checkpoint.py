@@ -28,7 +28,7 @@ from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.families import family_of, longest_text
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
-from fffconvert.tasks import HEAD_OF, Kind, Task, kind_of, labels_of, names_labels, reordered
+from fffconvert.tasks import HEAD_OF, Kind, Task, as_saved, kind_of, labels_of, names_labels, reordered
 
 RECIPE, REPORT = "recipe.yaml", "report.json"  # how a model was made, and what was measured then
 FARTHEST = 2  # levels of folders that a mistyped name is looked for below the first that is there
@@ -56,7 +56,7 @@ class Loaded:
     @cached_property
     def pooling(self) -> nn.Module | None:
         """How the model itself makes sentence embeddings, where it says so and has no other head."""
-        if self.sentence is None or kind_of(self.model.config) != "embedding":
+        if self.sentence is None or kind_of(as_saved(self.model)) != "embedding":
             return None
         ids = self.tokenizer(self.prompt)["input_ids"] if self.prompt else []
         return self.sentence.pooling(len(ids) - (ids[-1:] == [self.tokenizer.sep_token_id]))
@@ -145,7 +145,7 @@ def load_config(name: str) -> PreTrainedConfig:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name!r} has no config.json; expected the folder of a saved model")
     try:
-        return cast(PreTrainedConfig, AutoConfig.from_pretrained(name))
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (*UNREADABLE, HFValidationError, StrictDataclassError) as error:
         near = near_folder(name)
         raise UserError(
@@ -259,7 +259,9 @@ def and_more(keys: list[str]) -> str:
 def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hub id or a folder, which must fit the model's configuration. Raises as `load` does."""
     try:
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
+        tokenizer = cast(
+            PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        )
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise UserError(f"{name}: its tokenizer could not be loaded ({first_line(error)})") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of no files at all

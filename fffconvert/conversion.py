@@ -85,6 +85,7 @@ def convert(
             NumPy's.
     """
     refuse_converted(model.config)
+    refuse_own_class(type(model))
     check_tree(tree, init, calibration_tokens)
     check_seed(seed)
     half = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16)
@@ -121,7 +122,6 @@ def build(
     FFN that layers share would be asked to feed itself, so it is fitted on what the dense model gives it.
     """
     refuse_converted(model.config)
-    refuse_own_class(type(model))
     family = family_of(model.config)
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)
@@ -159,7 +159,11 @@ def build(
 
 def refuse_own_class(dense_class: type[PreTrainedModel]) -> None:
     """Raises a `UserError` for a class that is not transformers' own: nobody could load what it is converted to."""
-    known = next(cls for cls in dense_class.__mro__ if cls.__module__.startswith("transformers."))
+    known = next((cls for cls in dense_class.__mro__ if cls.__module__.startswith("transformers.")), None)
+    if known is None:
+        raise UserError(
+            f"{dense_class.__name__} is no model of transformers; expected one, out of what it is wrapped in"
+        )
     if known is not dense_class:
         raise UserError(
             f"{dense_class.__name__} is a class of your own; expected one of transformers', such as {known.__name__}"
@@ -170,6 +174,7 @@ def untrained_student(model: PreTrainedModel, family: Family, tree: TreeShape) -
     """The converted counterpart of a dense model, with its weights and FFF layers that are not fitted yet."""
     config = config_with(model.config, config_class(family), fff=tree.to_dict())
     student = counterpart(model, model_class(type(model)), config)  # type: ignore[arg-type]
+    student.config.architectures = [type(student).__name__]
     keys = student.load_state_dict(model.state_dict(), strict=False)
     ours = set(FFFWeights._fields)
     missing = [key for key in keys.missing_keys if key.rsplit(".", 1)[-1] not in ours]

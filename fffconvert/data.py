@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text, readable_length
 from fffconvert.columns import task_of
@@ -24,7 +24,7 @@ from fffconvert.sources import (
     train_split,
     validation_splits,
 )
-from fffconvert.tasks import Task, kind_of
+from fffconvert.tasks import Task, as_saved, kind_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Data:
 def read_data(
     asked: Asked,
     tokenizer: PreTrainedTokenizerBase,
-    config: PreTrainedConfig | None,
+    model: PreTrainedModel | PreTrainedConfig | None,
     *,
     data_dir: Path | None = None,
     train_rows: int | None = None,
@@ -62,8 +62,8 @@ def read_data(
     Args:
         asked: A GLUE task, a text file, or one's own data.
         tokenizer: The model's.
-        config: The model's, whose head and labels the data is for; none where the head is still to be made. Its
-            `architectures` name the head: `transformers` sets them when a model is saved, and `load` gives them.
+        model: The model whose head and labels the data is for, or its configuration where it was saved so; none
+            where the head is still to be made.
         data_dir: As for `load_task`.
         train_rows: Rows to train on, drawn at random; all of them if not given.
         held_out: Rows to evaluate on where the data has none of its own; they are never trained on. With 0
@@ -76,6 +76,7 @@ def read_data(
     Raises:
         UserError: For data that is missing or malformed, or fewer rows than are to be held out.
     """
+    config = as_saved(model) if isinstance(model, PreTrainedModel) else model
     random = np.random.default_rng(seed)
     train = train_split(asked, data_dir)
     task = task_of(asked, train, config, labelled)
@@ -114,7 +115,7 @@ def read_data(
 def read_validations(
     asked: Asked,
     tokenizer: PreTrainedTokenizerBase,
-    config: PreTrainedConfig | None,
+    model: PreTrainedModel | PreTrainedConfig | None,
     *,
     data_dir: Path | None = None,
     max_length: int = MAX_LENGTH,
@@ -127,6 +128,7 @@ def read_validations(
     Raises:
         UserError: For data that is missing or malformed.
     """
+    config = as_saved(model) if isinstance(model, PreTrainedModel) else model
     splits = validation_splits(asked, data_dir)
     if not splits and isinstance(asked, DataSource) and len(found := load_source(asked)) > 1:
         raise several_splits(asked, found)

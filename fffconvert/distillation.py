@@ -15,6 +15,7 @@ from fffconvert.accelerator import process_state
 from fffconvert.batch import Batch, without_truth
 from fffconvert.errors import UserError
 from fffconvert.families import PREFIX
+from fffconvert.fff import FFF
 from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
@@ -98,12 +99,17 @@ def distill(
         pooling: How the teacher makes sentence embeddings; the student is then taught these as well.
 
     Raises:
-        UserError: If student and teacher do not fit each other, and for an int8 student.
+        UserError: If student and teacher do not fit each other, and for a student without trees or in int8.
         UserError, NotWritten: As `fffconvert.training.train` does.
     """
     check_pair(student, teacher)
     if getattr(student.config, "int8_projections", False):
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
+    if not any(isinstance(module, FFF) for module in student.modules()):
+        raise UserError(
+            "the student has no tree of fffconvert's own; expected a converted model, loaded after `import fffconvert` "
+            "and without trust_remote_code"
+        )
 
     exclusive = student.config.problem_type not in ("regression", "multi_label_classification")
 

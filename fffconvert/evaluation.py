@@ -28,7 +28,7 @@ from fffconvert.modeling import dense_neurons, is_converted, shape_of
 from fffconvert.modes import evaluating, moved
 from fffconvert.projection import onednn_on
 from fffconvert.sentence import embeddings
-from fffconvert.tasks import Task
+from fffconvert.tasks import HEAD_OF, Task
 from fffconvert.training import loader_of
 
 BATCH_SIZE = 64
@@ -118,7 +118,7 @@ class Judge:
         pooling: How an encoder makes sentence embeddings; the mean over the tokens without it.
 
     Raises:
-        UserError: For a task without labels and no teacher to compare with.
+        UserError: For a task without labels and no teacher to compare with, or no rows.
     """
 
     def __init__(
@@ -134,6 +134,8 @@ class Judge:
                 f"{task.name} has no labels, so a model is judged by how close it is to its teacher: "
                 "name it with --teacher"
             )
+        if not validations or not all(len(rows) for rows in validations.values()):
+            raise UserError(f"{task.name} has no rows to judge a model by; expected some in every split")
         self.tokenizer, self.task, self.validations, self.teacher = tokenizer, task, validations, teacher
         self.pooling = pooling
 
@@ -158,8 +160,13 @@ class Judge:
         """Scores a model, dense or converted.
 
         Raises:
-            UserError: For a model whose outputs cannot be compared with the teacher's.
+            UserError: For a model whose head is not the task's, or whose outputs cannot be compared with the teacher's.
         """
+        head = HEAD_OF.get(self.task.kind, "")
+        if not type(model).__name__.endswith(head):
+            raise UserError(
+                f"{self.task.name} asks for a model {head} ({self.task.kind}); this one is a {type(model).__name__}"
+            )
         if self.teacher is not None:
             check_pair(model, self.teacher)
         scores = self.score_outputs(model)
@@ -212,7 +219,7 @@ def score_task(
 ) -> Scores:
     """Scores answers against the truth and beside the teacher's answers."""
     metrics = {split: compute_metrics(task, logits, labels[split]) for split, logits in ours.items()}
-    first, metric = task.validations[0], task.metrics[0]
+    first, metric = next(iter(ours)), task.metrics[0]
     teacher_score = agreed = None
     if theirs is not None:
         teacher_score = compute_metrics(task, theirs[first], labels[first])[metric]

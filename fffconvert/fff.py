@@ -53,7 +53,9 @@ class FFF(nn.Module):
             if stored and trained:
                 self.register_parameter(name, nn.Parameter(torch.empty(size)))
             else:
-                self.register_buffer(name, torch.empty(size), persistent=stored)
+                skeleton = torch.empty(0).is_meta and not stored  # nothing will be loaded into this part
+                part = torch.empty(size, device="cpu" if skeleton else None)
+                self.register_buffer(name, part, persistent=stored)
         self.reset_parameters()
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -85,9 +87,9 @@ class FFF(nn.Module):
     def weights(self) -> FFFWeights:
         """The layer's tensors as the kernels take them."""
         held = {**self._parameters, **self._buffers}  # ten `getattr`s take 10 µs
-        if len(held) < len(FFFWeights._fields):  # in `nn.DataParallel`
-            held = {**self.__dict__, **held}
-        return FFFWeights(*[held[name] for name in FFFWeights._fields])  # type: ignore[arg-type]
+        # those of a replica in `nn.DataParallel`, and parametrized ones, are elsewhere
+        parts = [held[n] if n in held else getattr(self, n) for n in FFFWeights._fields]
+        return FFFWeights(*parts)  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Runs the layer on `(..., d_model)`."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig
 
 from fffconvert.accelerator import process_state, wait_for_everyone
@@ -47,6 +50,7 @@ from fffconvert.tasks import Task, check_head
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
+LOCK = "lock"  # of the run that is at work
 INPUTS = "inputs.json"  # what tells the teacher and the data of a run from others
 START = ".start"  # of the folder with a student as it was before distillation
 COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")
@@ -89,22 +93,46 @@ def run(
     """
     output, data_dir = Path(output), Path(data_dir) if data_dir is not None else None
     work = open_work(recipe, output, resume)
-    if is_of(recipe, output):  # killed after the last thing that it wrote
-        return finish(recipe, output, work)
-    try:
-        return run_stages(recipe, output, work, data_dir, log_with)
-    except Exception as error:  # an interrupt leaves what a kill leaves
-        if is_main_process() and not resume:
-            clear_if_nothing_to_resume(work, error)
-        raise
+    with alone_in(work):
+        if is_main_process():
+            write_whole(work / RECIPE, recipe.to_yaml())
+        if is_of(recipe, output):  # killed after the last thing that it wrote
+            return finish(recipe, output, work)
+        try:
+            return run_stages(recipe, output, work, data_dir, log_with)
+        except Exception as error:  # an interrupt leaves what a kill leaves
+            if is_main_process() and not resume:
+                clear_if_nothing_to_resume(work, error)
+            raise
 
 
 def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
     """Deletes the folder of a run that failed before anything was trained: what was asked of it was wrong."""
     refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
     kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
-    if kept <= {RECIPE, INPUTS}:
+    if kept <= {RECIPE, INPUTS, LOCK}:
         shutil.rmtree(work)
+
+
+@contextmanager
+def alone_in(work: Path) -> Iterator[None]:
+    """Lets no other run work in a folder for a while; one that is killed keeps nobody out.
+
+    Raises:
+        UserError: Where another one does.
+    """
+    lock = FileLock(work / LOCK)
+    if is_main_process():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"another run is at work in {work}; wait for it, or name another output"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_stages(
@@ -140,7 +168,6 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
                 f"{saved} is another recipe than this one; resume with that one, or delete {work}"
             )
         work.mkdir(parents=True, exist_ok=True)
-        write_whole(saved, recipe.to_yaml())
     wait_for_everyone()
     return work
 

@@ -88,6 +88,10 @@ class DataSource:
     train: str | None = None
     validation: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.text, str):  # whose letters would be taken for columns
+            object.__setattr__(self, "text", (self.text,))
+
 
 def check_seed(seed: int) -> None:
     """Raises a `UserError` for a seed that NumPy or a process of many could not count on from."""

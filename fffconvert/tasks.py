@@ -5,10 +5,11 @@ GLUE's tasks and metrics are those of Wang et al. (arXiv 1804.07461).
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.display import say
 from fffconvert.errors import UserError
@@ -133,14 +134,21 @@ def kind_of(config: PreTrainedConfig) -> Kind:
     """
     if not config.architectures:
         raise UserError(
-            "the model's configuration names no architecture, so its head is not known; expected that of a model that "
-            "was saved, or `config.architectures` set to the name of its class"
+            "the configuration names no architecture, so the model's head is not known; expected the model itself, or "
+            "the configuration of one that was saved"
         )
     head = config.architectures[0]
     kind: Kind = next((kind for ending, kind in HEADS.items() if head.endswith(ending)), "embedding")
     if kind == "classification" and config.problem_type == "multi_label_classification":
         return "multi-label"
     return "regression" if kind == "classification" and config.num_labels == 1 else kind
+
+
+def as_saved(model: PreTrainedModel) -> PreTrainedConfig:
+    """A model's configuration with the name of its class, which `transformers` writes there when it saves the model."""
+    config = copy(model.config)
+    config.architectures = [type(model).__name__]
+    return config
 
 
 def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:

@@ -122,16 +122,19 @@ def train(
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
     Raises:
-        UserError: For a batch that the processes cannot share out, a loss that is not finite, checkpoints of another
-            run, or a tracker that is unknown or not installed.
+        UserError: For no rows, a batch that the processes cannot share out, a loss that is not finite, checkpoints of
+            another run, or a tracker that is unknown or not installed.
         NotWritten: For a checkpoint that cannot be written.
     """
+    checkpoints = Path(checkpoints) if checkpoints is not None else None
     run_name = f"{checkpoints.resolve().parent.stem}-{checkpoints.stem}" if checkpoints else description
     accelerator = make_accelerator(settings.gradient_accumulation, log_with, run_name)
     if settings.batch_size % accelerator.num_processes:
         raise UserError(
             f"batch_size is {settings.batch_size}; expected a multiple of the {accelerator.num_processes} processes"
         )
+    if len(rows) == 0:
+        raise UserError("there are no rows to train on; expected at least one")
     model.float()
     set_seed(seed, device_specific=True)
     sampler = EpochSampler(list(rows["length"]), settings.batch_size, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from math import isfinite
@@ -166,6 +167,25 @@ def test_a_layer_mends_what_layers_below_it_got_wrong_where_its_input_is_what_it
         expected = outputs if family.pre_norm else outputs + theirs - ours
         torch.testing.assert_close(target, expected)
     assert not torch.equal(given[1][0], theirs), "the second layer reads what the first gives"
+
+
+def test_what_wraps_a_model_is_refused_before_anything_is_read(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def texts() -> Iterator[str]:
+        raise AssertionError("nobody asks")
+        yield ""
+
+    with pytest.raises(UserError, match="OptimizedModule is no model of transformers; expected one, out of"):
+        convert(torch.compile(classifier), tokenizer, texts())
+
+
+def test_a_converted_model_names_its_own_class(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    classifier.config.architectures = ["BertForMaskedLM"]  # what it was made from
+    made = converted(classifier, tokenizer).model
+    assert made.config.architectures == [type(made).__name__]
 
 
 def test_a_start_that_is_none_is_refused(

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import sentences
+from conftest import sentences, tiny_config
 from datasets import Dataset, DatasetDict
 from own_data import config_for, reviews, write_jsonl
-from transformers import PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from fffconvert.data import read_data, read_texts, read_validations
 from fffconvert.errors import UserError
@@ -110,6 +110,21 @@ def test_a_row_without_text_is_named_as_the_file_counts(
     source = write_jsonl(tmp_path / "own.jsonl", {"text": texts, "label": [0, 1] * 25})
     with pytest.raises(UserError, match="row 7 has text None"):
         read_data(source, tokenizer, None, held_out=10, train_rows=20)
+
+
+def test_a_model_in_memory_is_asked_for_what_it_is(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Its configuration still names the class of what it was made from."""
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(4), "label": [0, 1, 0, 1]})
+    BertForMaskedLM(tiny_config()).save_pretrained(tmp_path / "base")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2)
+    assert model.config.architectures == ["BertForMaskedLM"]
+    assert read_data(replace(source, text="text"), tokenizer, model).task.kind == "classification"
+    assert read_validations(source, tokenizer, model)[0].kind == "classification"
+    assert model.config.architectures == ["BertForMaskedLM"], "left as it was"
+    with pytest.raises(UserError, match="names no architecture, so the model's head is not known"):
+        read_data(source, tokenizer, tiny_config())
 
 
 def test_a_length_that_holds_no_word_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -161,6 +161,12 @@ def test_teacher_of_another_shape_is_refused(changes: dict[str, int]) -> None:
         check_pair(tiny_model("bert"), tiny_model("bert", **changes))
 
 
+def test_a_student_without_trees_of_this_package_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    """One that was loaded with its own code has others, whose leaves would learn at the full rate."""
+    with pytest.raises(UserError, match="the student has no tree of fffconvert's own"):
+        distill(tiny_model("bert"), tiny_model("bert"), tokenizer, tokenized_texts(sentences(8), tokenizer))
+
+
 def test_a_teacher_of_another_type_is_refused() -> None:
     with pytest.raises(
         UserError, match="made of a model of type bert and the teacher's is electra; expected"

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import sentences, tiny_config, tiny_model, tokenized_texts
+from transformers import BertModel
 
 from fffconvert import UserError, evaluation
 from fffconvert.evaluation import (
     closeness,
     cosines,
+    evaluate,
     make_scores,
     require_retention,
     score_similarity,
     score_task,
     value_kept,
 )
-from fffconvert.tasks import TASKS, as_asked_of
+from fffconvert.tasks import TASKS, Task, as_asked_of
 
 
 def test_the_nearest_are_the_same_some_rows_at_a_time(monkeypatch):
@@ -83,6 +85,23 @@ def test_pairs_of_embeddings_are_judged_by_their_cosine():
     assert found.score == pytest.approx(1)
     assert found.metrics["validation"]["cosine"] == pytest.approx(1)
     assert "cosine" not in score_similarity(config, task, labels, given, None).metrics["validation"]
+
+
+def test_splits_have_any_name_and_some_rows(tokenizer):
+    model, rows = tiny_model("bert", num_labels=2), tokenized_texts(sentences(6), tokenizer)
+    rows = rows.add_column("labels", [0, 1] * 3)
+    task = Task("own", ("text",), ("bad", "good"))
+    assert evaluate(model, tokenizer, task, {"mine": rows}).metrics.keys() == {"mine"}
+    for splits in ({}, {"mine": rows.select([])}):
+        with pytest.raises(UserError, match="own has no rows to judge a model by"):
+            evaluate(model, tokenizer, task, splits)
+
+
+def test_a_head_that_is_not_the_tasks_is_refused(tokenizer):
+    rows = tokenized_texts(sentences(6), tokenizer).add_column("labels", [0, 1] * 3)
+    encoder = BertModel(tiny_config())
+    with pytest.raises(UserError, match=r"own asks for a model ForSequenceClassification .* is a BertModel"):
+        evaluate(encoder, tokenizer, Task("own", ("text",), ("bad", "good")), {"mine": rows})
 
 
 def test_neighbours():

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
@@ -66,6 +67,37 @@ def test_replicas_of_data_parallel_have_their_weights() -> None:
 
 
 # ---- A loop over tokens, in plain Python
+
+
+def test_a_skeleton_on_meta_takes_the_weights_that_are_stored() -> None:
+    layer, x = layer_of(TreeShape(2, 3)), tokens(5, 6)
+    with torch.device("meta"):
+        skeleton = FFF(layer.shape, layer.d_model, layer.activation)
+    skeleton.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(skeleton(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")
+def test_a_trace_serves_any_number_of_tokens() -> None:
+    layer = layer_of(TreeShape(2, 3))
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, tokens(5, 6))
+        assert torch.equal(traced(tokens(3, 6)), layer(tokens(3, 6)))
+
+
+class Doubled(torch.nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_a_part_may_have_a_parametrization() -> None:
+    layer, x = layer_of(TreeShape(2, 3, linear=True)), tokens(5, 6)
+    layer.leaf_out_bias.data.zero_()
+    expected = 2 * layer(x)
+    parametrize.register_parametrization(layer, "leaf_out_weight", Doubled())
+    torch.testing.assert_close(layer(x), expected)
 
 
 def gelu(x: float) -> float:

@@ -217,17 +217,18 @@ def run_and_hold(recipe: Recipe, output: Path, data_dir: Path, resume: bool, hel
 
 
 KILLED_AT = {
-    "step 3 of teacher": {"recipe.yaml"},
-    "step 7 of teacher": {"recipe.yaml", "teacher.checkpoints"},
-    "start of converted": {"recipe.yaml", "inputs.json", "teacher", "converted.start"},
+    "step 3 of teacher": {"recipe.yaml", "lock"},
+    "step 7 of teacher": {"recipe.yaml", "lock", "teacher.checkpoints"},
+    "start of converted": {"recipe.yaml", "lock", "inputs.json", "teacher", "converted.start"},
     "step 7 of student": {
         "recipe.yaml",
+        "lock",
         "inputs.json",
         "teacher",
         "converted.start",
         "converted.checkpoints",
     },
-    "start of removed": {"recipe.yaml", "inputs.json", "teacher", "converted", "removed.start"},
+    "start of removed": {"recipe.yaml", "lock", "inputs.json", "teacher", "converted", "removed.start"},
 }
 """Where one run is killed, time after time, and what then lies in its work folder."""
 
@@ -264,6 +265,25 @@ def test_a_run_that_is_killed_and_resumed_makes_the_same_models(
     assert not work.exists()
 
 
+def test_two_runs_do_not_write_the_same_folder(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, message = tmp_path / "out", r"another run is at work in .*out.work"
+
+    def meanwhile(*_: object, **__: object) -> None:
+        left = names_in(tmp_path / "out.work")
+        with pytest.raises(UserError, match=message):
+            run(recipe, out, data_dir=glue, resume=True)
+        assert names_in(tmp_path / "out.work") == left
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline_module, "distill", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, out, data_dir=glue)
+    assert run(recipe, out, data_dir=glue, resume=True).output.is_dir()
+
+
 def test_a_run_is_not_resumed_with_another_teacher_and_loses_nothing_by_it(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +291,7 @@ def test_a_run_is_not_resumed_with_another_teacher_and_loses_nothing_by_it(
         patched.setattr(pipeline_module, "distill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "out", data_dir=glue)
-    left = {"recipe.yaml", "inputs.json", "converted.start"}
+    left = {"recipe.yaml", "inputs.json", "converted.start", "lock"}
     assert names_in(tmp_path / "out.work") == left
     other = load(recipe.model)
     other.model.classifier.bias.data += 0.1

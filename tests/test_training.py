@@ -150,7 +150,6 @@ def test_the_last_batches_of_an_epoch_count_as_much_as_others(
     assert last == pytest.approx(first, rel=1e-3)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 5], ids="accumulate_{}".format)
 def test_every_epoch_has_an_order_of_its_own(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -167,6 +166,7 @@ def test_every_epoch_has_an_order_of_its_own(
     assert seen[:4] != seen[4:]
 
 
+@pytest.mark.parametrize("accumulation", [1, 2, 5], ids="accumulate_{}".format)
 def test_number_of_steps(
     accumulation: int,
     classifier: BertForSequenceClassification,
@@ -210,6 +210,13 @@ def test_fewer_rows_than_a_batch(
     before = weights_of(classifier)
     finetune(classifier, tokenizer, rows_for(tokenizer, 3), replace(SETTINGS, epochs=1))
     assert not torch.equal(before["classifier.weight"], classifier.classifier.weight)
+
+
+def test_no_rows_are_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UserError, match="there are no rows to train on"):
+        finetune(classifier, tokenizer, rows_for(tokenizer).select([]), SETTINGS)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(

@@ -55,7 +55,7 @@ class FFFWeights(NamedTuple):
     @property
     def depth(self) -> int:
         """Levels of routers, read off the number of leaves."""
-        return self.leaf_in_weight.shape[1].bit_length() - 1
+        return int(self.leaf_in_weight.shape[1]).bit_length() - 1
 
     @property
     def emitting(self) -> bool:
