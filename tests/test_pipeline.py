@@ -354,13 +354,13 @@ def test_controls_are_what_they_are_called() -> None:
         "m", task="sst2", tree=TreeShape(2, 3), controls=("removed", "narrow", "random", "neurons")
     )
     made = pipeline_module.students_of(asked, tiny_config())
-    linear = TreeShape(2, 3, linear=True)
+    tree = TreeShape(2, 3, linear=False)  # as wide a leaf has, in so narrow a model
     assert made == {
-        "converted": (linear, "inputs"),
+        "converted": (tree, "inputs"),
         "removed": (TreeShape(0, 0), "inputs"),
         "narrow": (TreeShape(0, 4), "inputs"),
-        "random": (linear, "random"),
-        "neurons": (linear, "neurons"),
+        "random": (tree, "random"),
+        "neurons": (tree, "neurons"),
     }
 
 
