@@ -33,8 +33,8 @@ class Info:
         tree: The shape of every layer; none for a dense model.
         active_neurons: Neurons that one token uses in a layer.
         int8: Whether its projections are stored in int8, and its trees in bfloat16.
-        parameters: Numbers that one FFN or FFF layer stores.
-        dense_parameters: Numbers that one dense FFN stores.
+        ffn_parameters: Numbers that one FFN or FFF layer stores.
+        dense_ffn_parameters: Numbers that one dense FFN stores.
         layers: The fit of each layer and the shares of its leaves, where the folder's report has them.
     """
 
@@ -48,8 +48,8 @@ class Info:
     tree: TreeShape | None
     active_neurons: float
     int8: bool
-    parameters: int
-    dense_parameters: int
+    ffn_parameters: int
+    dense_ffn_parameters: int
     layers: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def info(name: str) -> Info:
         tree=tree,
         active_neurons=(tree or dense).active_neurons,
         int8=getattr(config, "int8_projections", False),
-        parameters=(tree or dense).n_parameters(d_model),
-        dense_parameters=dense.n_parameters(d_model),
+        ffn_parameters=(tree or dense).n_parameters(d_model),
+        dense_ffn_parameters=dense.n_parameters(d_model),
         layers=fits_of(name),
     )
 

@@ -20,7 +20,7 @@ def test_a_dense_model_is_all_active(model_type, folder_of):
     assert (found.model_type, found.d_model, found.dense_neurons) == (model_type, 16, 32)
     assert found.tree is None
     assert found.active_neurons == 32
-    assert found.parameters == found.dense_parameters
+    assert found.ffn_parameters == found.dense_ffn_parameters
     assert found.layers == []
 
 
