@@ -15,6 +15,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from fffconvert.errors import UserError
@@ -94,6 +95,13 @@ def status() -> dict[str, Implementation]:
     return {"reference": plain, "cpu": _cpu_kernel(), "gpu": _gpu_kernel()}
 
 
+def _is_followed() -> bool:
+    """Whether dual numbers or `torch.func` follow the computation: a kernel would lose or refuse them."""
+    if forward_ad._current_level >= 0:
+        return True
+    return not torch.compiler.is_dynamo_compiling() and peek_interpreter_stack() is not None
+
+
 def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     """A fast feedforward layer, by the fastest implementation that serves here.
 
@@ -121,7 +129,7 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     ):
         return y
     dtype = weights.leaf_in_weight.dtype
-    followed = forward_ad._current_level >= 0  # by dual numbers, which a kernel would lose
+    followed = _is_followed()
     if (
         x.is_cuda
         and dtype == x.dtype
