@@ -55,6 +55,7 @@ class Conversion:
     layers: list[LayerFit]
 
 
+@torch.inference_mode(mode=False)  # the caller may have it on, and then nothing can be differentiated
 def convert(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -188,6 +188,15 @@ def test_a_converted_model_names_its_own_class(
     assert made.config.architectures == [type(made).__name__]
 
 
+def test_inference_mode_changes_nothing(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    expected = converted(classifier, tokenizer).model.state_dict()
+    with torch.inference_mode():
+        made = converted(classifier, tokenizer).model.state_dict()
+    assert all(torch.equal(made[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_start_that_is_none_is_refused(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
