@@ -87,6 +87,10 @@ def convert(
     """
     refuse_converted(model.config)
     refuse_own_class(type(model))
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UserError(
+            "the model was made under torch.inference_mode(); expected one that was loaded outside of it"
+        )
     check_tree(tree, init, calibration_tokens)
     check_seed(seed)
     half = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16)

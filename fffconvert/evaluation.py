@@ -28,7 +28,7 @@ from fffconvert.modeling import dense_neurons, is_converted, shape_of
 from fffconvert.modes import evaluating, moved
 from fffconvert.projection import onednn_on
 from fffconvert.sentence import embeddings
-from fffconvert.tasks import HEAD_OF, Task
+from fffconvert.tasks import HEAD_OF, Task, class_name
 from fffconvert.training import loader_of
 
 BATCH_SIZE = 64
@@ -162,10 +162,10 @@ class Judge:
         Raises:
             UserError: For a model whose head is not the task's, or whose outputs cannot be compared with the teacher's.
         """
-        head = HEAD_OF.get(self.task.kind, "")
-        if not type(model).__name__.endswith(head):
+        head, ours = HEAD_OF.get(self.task.kind, ""), class_name(model)
+        if not ours.endswith(head):
             raise UserError(
-                f"{self.task.name} asks for a model {head} ({self.task.kind}); this one is a {type(model).__name__}"
+                f"{self.task.name} asks for a model {head} ({self.task.kind}); this one is a {ours}"
             )
         if self.teacher is not None:
             check_pair(model, self.teacher)

@@ -111,7 +111,7 @@ def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
     refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
     kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
     if kept <= {RECIPE, INPUTS, LOCK}:
-        shutil.rmtree(work)
+        empty(work)
 
 
 @contextmanager
@@ -133,6 +133,16 @@ def alone_in(work: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        # not while it is open: Windows refuses that, and NFS leaves another file in its place
+        if is_main_process() and {path.name for path in work.iterdir()} <= {LOCK}:
+            shutil.rmtree(work)
+
+
+def empty(work: Path) -> None:
+    """Deletes what was in progress but the lock, and the recipe last: by that a run which is killed here is resumed."""
+    for path in sorted(work.iterdir(), key=lambda path: path.name == RECIPE):
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def run_stages(
@@ -157,16 +167,18 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     if is_main_process():
         if recipe.finetune is not None and not ended:
             refuse_existing(teacher_folder(output))
-        if saved.exists() and not resume:
-            raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
-        if not resume:
-            refuse_existing(work)  # it will be deleted
         if resume and not saved.exists():
-            raise UserError(f"{work} holds no run to resume")
-        if resume and not is_of(recipe, work):
-            raise UserError(
-                f"{saved} is another recipe than this one; resume with that one, or delete {work}"
-            )
+            raise UserError(f"{work} holds no run to resume; leave --resume out")
+        if saved.exists():
+            with alone_in(work):  # which says so where that run is still at work
+                if not resume:
+                    raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
+                if not is_of(recipe, work):
+                    raise UserError(
+                        f"{saved} is another recipe than this one; resume with that one, or delete {work}"
+                    )
+        else:
+            refuse_existing(work)  # it will be deleted
         work.mkdir(parents=True, exist_ok=True)
     wait_for_everyone()
     return work
@@ -406,10 +418,7 @@ def finish(recipe: Recipe, output: Path, work: Path) -> Result:
     if is_main_process():
         if teacher is not None and (work / TEACHER).exists():
             (work / TEACHER).rename(teacher)
-        # the recipe last: by that a run which is killed here is resumed
-        for path in sorted(work.iterdir(), key=lambda path: path.name == RECIPE):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        work.rmdir()
+        empty(work)
     wait_for_everyone()
     return Result(output, teacher, read_report(str(output)))
 

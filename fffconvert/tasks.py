@@ -147,8 +147,15 @@ def kind_of(config: PreTrainedConfig) -> Kind:
 def as_saved(model: PreTrainedModel) -> PreTrainedConfig:
     """A model's configuration with the name of its class, which `transformers` writes there when it saves the model."""
     config = copy(model.config)
-    config.architectures = [type(model).__name__]
+    config.architectures = [class_name(model)]
     return config
+
+
+def class_name(model: PreTrainedModel) -> str:
+    """The name of a model's class, compiled or not; of a class of your own, of the one that it is derived from."""
+    cls = type(getattr(model, "_orig_mod", model))
+    known = (each for each in cls.__mro__ if each.__module__.startswith(("transformers", "fffconvert.")))
+    return next(known, cls).__name__
 
 
 def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:

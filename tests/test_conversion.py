@@ -194,7 +194,10 @@ def test_inference_mode_changes_nothing(
     expected = converted(classifier, tokenizer).model.state_dict()
     with torch.inference_mode():
         made = converted(classifier, tokenizer).model.state_dict()
+        own = BertForSequenceClassification(classifier.config)
     assert all(torch.equal(made[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(UserError, match=r"was made under torch.inference_mode\(\); expected one"):
+        converted(own, tokenizer)
 
 
 def test_a_start_that_is_none_is_refused(

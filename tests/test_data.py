@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import sentences, tiny_config
 from datasets import Dataset, DatasetDict
 from own_data import config_for, reviews, write_jsonl
@@ -123,6 +124,8 @@ def test_a_model_in_memory_is_asked_for_what_it_is(
     assert read_data(replace(source, text="text"), tokenizer, model).task.kind == "classification"
     assert read_validations(source, tokenizer, model)[0].kind == "classification"
     assert model.config.architectures == ["BertForMaskedLM"], "left as it was"
+    for wrapped in (torch.compile(model), type("Mine", (BertForSequenceClassification,), {})(model.config)):
+        assert read_validations(source, tokenizer, wrapped)[0].kind == "classification"
     with pytest.raises(UserError, match="names no architecture, so the model's head is not known"):
         read_data(source, tokenizer, tiny_config())
 

@@ -272,8 +272,9 @@ def test_two_runs_do_not_write_the_same_folder(
 
     def meanwhile(*_: object, **__: object) -> None:
         left = names_in(tmp_path / "out.work")
-        with pytest.raises(UserError, match=message):
-            run(recipe, out, data_dir=glue, resume=True)
+        for resume in (True, False):
+            with pytest.raises(UserError, match=message):
+                run(recipe, out, data_dir=glue, resume=resume)
         assert names_in(tmp_path / "out.work") == left
         raise KeyboardInterrupt
 

@@ -96,7 +96,7 @@ def status() -> dict[str, Implementation]:
 
 
 def _is_followed() -> bool:
-    """Whether dual numbers or `torch.func` follow the computation: a kernel would lose or refuse them."""
+    """Whether dual numbers or, uncompiled, `torch.func` follow the computation: a kernel would lose or refuse them."""
     if forward_ad._current_level >= 0:
         return True
     return not torch.compiler.is_dynamo_compiling() and peek_interpreter_stack() is not None
