@@ -192,7 +192,7 @@ def test_info_and_benchmark(
     family = FAMILIES[model_type]
     ffn = ffn_inputs_of(student, family)[0]
     found = info(folder_of(student))
-    assert found.parameters == sum(tensor.numel() for tensor in ffn.state_dict().values())
+    assert found.ffn_parameters == sum(tensor.numel() for tensor in ffn.state_dict().values())
     assert found.n_ffns == len(layers_of(dense, family))
     assert found.active_neurons == pytest.approx(3 + 2 / (3 if found.gated else 2))
     x = torch.randn(5, 16)
