@@ -114,6 +114,7 @@ def square_roots(sensitivity: Tensor) -> tuple[Tensor, Tensor]:
     """The symmetric square root of a sensitivity and its inverse, every direction counting a little."""
     raised = sensitivity.double() + LEAST_SENSITIVITY * torch.eye(len(sensitivity), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(raised)  # (d_model,), (d_model, d_model)
+    values = values.clamp_min(LEAST_SENSITIVITY)  # below it by rounding alone
     roots = values.sqrt()
     return ((vectors * roots) @ vectors.T).float(), ((vectors / roots) @ vectors.T).float()
 
