@@ -18,7 +18,14 @@ from fffconvert.families import Family, family_of, ffn_inputs_of, read_ffns
 from fffconvert.fff import FFF
 from fffconvert.fit import FEWEST_TOKENS, check_width, fit_layer
 from fffconvert.kernels import FFFWeights
-from fffconvert.modeling import config_class, config_with, counterpart, model_class, refuse_converted
+from fffconvert.modeling import (
+    config_class,
+    config_with,
+    counterpart,
+    dense_class_of,
+    model_class,
+    refuse_converted,
+)
 from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_seed
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
@@ -164,7 +171,7 @@ def build(
 
 def refuse_own_class(dense_class: type[PreTrainedModel]) -> None:
     """Raises a `UserError` for a class that is not transformers' own: nobody could load what it is converted to."""
-    known = next((cls for cls in dense_class.__mro__ if cls.__module__.startswith("transformers.")), None)
+    known = dense_class_of(dense_class)
     if known is None:
         raise UserError(
             f"{dense_class.__name__} is no model of transformers; expected one, out of what it is wrapped in"

@@ -76,7 +76,7 @@ def read_data(
     Raises:
         UserError: For data that is missing or malformed, or fewer rows than are to be held out.
     """
-    config = model if model is None or isinstance(model, PreTrainedConfig) else as_saved(model)
+    config = None if model is None else as_saved(model)
     random = np.random.default_rng(seed)
     train = train_split(asked, data_dir)
     task = task_of(asked, train, config, labelled)
@@ -128,7 +128,7 @@ def read_validations(
     Raises:
         UserError: For data that is missing or malformed.
     """
-    config = model if model is None or isinstance(model, PreTrainedConfig) else as_saved(model)
+    config = None if model is None else as_saved(model)
     splits = validation_splits(asked, data_dir)
     if not splits and isinstance(asked, DataSource) and len(found := load_source(asked)) > 1:
         raise several_splits(asked, found)

@@ -33,7 +33,7 @@ def finetune(
     settings: Training = FINETUNE,
     *,
     seed: int = 0,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
     log_with: str | None = None,
 ) -> None:
     """Trains a model with a head on labelled rows, in place, to make a teacher: float32, on the CPU when it is done.
@@ -78,7 +78,7 @@ def distill(
     settings: Training | None = None,
     *,
     seed: int = 0,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
     log_with: str | None = None,
     pooling: nn.Module | None = None,
 ) -> None:

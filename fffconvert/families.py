@@ -226,7 +226,7 @@ def ffn_outputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
     return [layer.get_submodule(family.down) for layer in layers_of(model, family)]
 
 
-def n_ffns(config: PreTrainedConfig, family: Family) -> int:
+def count_ffns(config: PreTrainedConfig, family: Family) -> int:
     """FFNs that a model stores: fewer than it has layers where layers share them."""
     return prod(getattr(config, name) for name in family.n_ffns)
 

@@ -13,7 +13,7 @@ from fffconvert import kernels
 from fffconvert.checkpoint import REPORT, load_config, read_report, versions
 from fffconvert.conversion import LayerFit
 from fffconvert.errors import UserError
-from fffconvert.families import family_of, n_ffns
+from fffconvert.families import count_ffns, family_of
 from fffconvert.modeling import converted_family, dense_neurons, is_converted, shape_of
 from fffconvert.tree import TreeShape
 
@@ -73,7 +73,7 @@ def info(name: str) -> Info:
         name=name,
         model_type=config.model_type,
         n_layers=config.num_hidden_layers,
-        n_ffns=n_ffns(config, family),
+        n_ffns=count_ffns(config, family),
         d_model=d_model,
         dense_neurons=n_neurons,
         gated=dense.gated,

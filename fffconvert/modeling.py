@@ -182,9 +182,9 @@ def counterpart(
     return cast(PreTrainedModel, made)
 
 
-def dense_class_of(converted_class: type[PreTrainedModel]) -> Any:
-    """The dense counterpart of a converted model class."""
-    return next(cls for cls in converted_class.__mro__ if cls.__module__.startswith("transformers."))
+def dense_class_of(cls: type[PreTrainedModel]) -> Any:
+    """The class of `transformers` that a class, such as a converted model's, is derived from; none if there is none."""
+    return next((each for each in cls.__mro__ if each.__module__.startswith("transformers.")), None)
 
 
 def __getattr__(name: str) -> Any:

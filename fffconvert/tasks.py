@@ -144,8 +144,13 @@ def kind_of(config: PreTrainedConfig) -> Kind:
     return "regression" if kind == "classification" and config.num_labels == 1 else kind
 
 
-def as_saved(model: PreTrainedModel) -> PreTrainedConfig:
-    """A model's configuration with the name of its class, which `transformers` writes there when it saves the model."""
+def as_saved(model: PreTrainedModel | PreTrainedConfig) -> PreTrainedConfig:
+    """A model's configuration with the name of its class, which `transformers` writes there when it saves the model.
+
+    One that is given stays as it is.
+    """
+    if isinstance(model, PreTrainedConfig):
+        return model
     config = copy(model.config)
     config.architectures = [class_name(model)]
     return config

@@ -100,7 +100,7 @@ def train(
     seed: int = 0,
     dropout: bool = True,
     teacher: nn.Module | None = None,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
     log_with: str | None = None,
 ) -> None:
     """Trains a model in place, in float32: in half precision most of an update would round away.

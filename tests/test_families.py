@@ -20,11 +20,11 @@ from fffconvert.errors import UserError
 from fffconvert.families import (
     FAMILIES,
     base_of,
+    count_ffns,
     family_of,
     ffn_inputs_of,
     layers_of,
     longest_text,
-    n_ffns,
     read_ffns,
     replace_ffns,
 )
@@ -127,7 +127,7 @@ def test_nothing_of_the_dense_ffns_stays(model_type: str, tokenizer: PreTrainedT
     assert sizes[0] - sizes[1] == len(layers) * (
         dense_ffn - family.shape(TreeShape(1, 2, linear=False)).n_parameters(16)
     )
-    assert len(layers) == n_ffns(dense.config, family)
+    assert len(layers) == count_ffns(dense.config, family)
 
 
 @every_family

@@ -66,9 +66,6 @@ def test_replicas_of_data_parallel_have_their_weights() -> None:
     assert torch.equal(replica(x), expected)
 
 
-# ---- A loop over tokens, in plain Python
-
-
 def test_a_skeleton_on_meta_takes_the_weights_that_are_stored() -> None:
     layer, x = layer_of(TreeShape(2, 3)), tokens(5, 6)
     with torch.device("meta"):
@@ -98,6 +95,9 @@ def test_a_part_may_have_a_parametrization() -> None:
     expected = 2 * layer(x)
     parametrize.register_parametrization(layer, "leaf_out_weight", Doubled())
     torch.testing.assert_close(layer(x), expected)
+
+
+# ---- A loop over tokens, in plain Python
 
 
 def gelu(x: float) -> float:

@@ -19,7 +19,7 @@ from fffconvert.cli import main
 from fffconvert.conversion import convert
 from fffconvert.distillation import distill
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES, layers_of, n_ffns
+from fffconvert.families import FAMILIES, count_ffns, layers_of
 from fffconvert.fff import FFF
 from fffconvert.int8 import LARGEST, Int8Linear, int8_linear
 from fffconvert.kernels import FFFWeights
@@ -151,7 +151,7 @@ def test_every_family_saves_and_loads(family, tmp_path):
     cls = model_class(transformers.AutoModelForTokenClassification._model_mapping[type(config)])
     float_model = cls(config_with(config, config_class(family), fff=TREE.to_dict()))
     n_linear = sum(isinstance(m, nn.Linear) for x in layers_of(float_model, family) for m in x.modules())
-    assert n_linear >= 2 * n_ffns(config, family)
+    assert n_linear >= 2 * count_ffns(config, family)
     quantized = quantize(float_model)
     quantized.save_pretrained(tmp_path / "int8")
     loaded = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "int8")

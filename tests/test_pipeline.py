@@ -84,6 +84,21 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+def interrupt(
+    recipe: Recipe,
+    output: Path,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    ends: Callable[..., None] = interrupted,
+) -> None:
+    """Ends a run as Ctrl-C does, where it comes to one of the functions that the pipeline calls."""
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline_module, stage, ends)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, output, data_dir=data_dir)
+
+
 # ---- Every recipe that is shipped
 
 
@@ -125,7 +140,9 @@ def check_report(result: Result, recipe: Recipe) -> None:
     teacher, converted, *controls = report["table"]
     removed, narrow = controls
     assert [row["name"] for row in controls] == list(recipe.controls)
-    assert 0 < converted["hidden_error"] < removed["hidden_error"]
+    assert teacher["active_neurons"] == 32
+    assert teacher["agreement"] == pytest.approx(1)
+    assert teacher["hidden_error"] == 0 < converted["hidden_error"] < removed["hidden_error"]
     assert teacher["score"] == scores["teacher_score"]
     assert converted["score"] == scores["score"]
     assert converted["before_distillation"] == report["before_distillation"]["score"]
@@ -278,20 +295,14 @@ def test_two_runs_do_not_write_the_same_folder(
         assert names_in(tmp_path / "out.work") == left
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "distill", meanwhile)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, out, data_dir=glue)
+    interrupt(recipe, out, glue, monkeypatch, "distill", meanwhile)
     assert run(recipe, out, data_dir=glue, resume=True).output.is_dir()
 
 
 def test_a_run_is_not_resumed_with_another_teacher_and_loses_nothing_by_it(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "distill", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, tmp_path / "out", data_dir=glue)
+    interrupt(recipe, tmp_path / "out", glue, monkeypatch, "distill")
     left = {"recipe.yaml", "inputs.json", "converted.start", "lock"}
     assert names_in(tmp_path / "out.work") == left
     other = load(recipe.model)
@@ -308,10 +319,7 @@ def test_a_run_that_is_killed_when_all_is_written_is_cleared_away(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, out = replace(recipe, finetune=Training(epochs=1, batch_size=8)), tmp_path / "out"
-    with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "finish", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, out, data_dir=glue)
+    interrupt(recipe, out, glue, monkeypatch, "finish")
     with pytest.raises(UserError, match=r"out.* exists"):
         run(recipe, out, data_dir=glue)
     with pytest.raises(UserError, match=r"out.* exists"):
@@ -326,10 +334,7 @@ def test_a_run_that_is_killed_when_all_is_written_is_cleared_away(
 def test_a_run_is_not_resumed_with_other_data(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "distill", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, tmp_path / "out", data_dir=glue)
+    interrupt(recipe, tmp_path / "out", glue, monkeypatch, "distill")
     other = glue / "sst2" / "train.parquet"
     Dataset.from_parquet(str(other)).map(lambda row: {"sentence": row["sentence"] + " good"}).to_parquet(
         other
@@ -343,10 +348,7 @@ def test_a_run_is_not_resumed_with_other_data(
 def test_an_interrupt_leaves_what_it_tells_to_resume(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "calibrate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, tmp_path / "out", data_dir=glue)
+    interrupt(recipe, tmp_path / "out", glue, monkeypatch, "calibrate")
     assert run(recipe, tmp_path / "out", data_dir=glue, resume=True).output.is_dir()
 
 
@@ -369,10 +371,7 @@ def test_an_empty_output_is_no_run_that_ended(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, "distill", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, out, data_dir=glue)
+    interrupt(recipe, out, glue, monkeypatch, "distill")
     out.mkdir()
     result = run(recipe, out, data_dir=glue, resume=True)
     check_folder(result, recipe, tmp_path)
