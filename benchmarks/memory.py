@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 PASSES = 5
@@ -70,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(converted)
         int8 = str(Path(folder) / "int8")
-        save(type(loaded)(loaded.name, quantize(loaded.model), loaded.tokenizer), Path(int8))
+        save(replace(loaded, model=quantize(loaded.model)), Path(int8))
         named = {"import": "", "dense": dense, "converted": converted, "converted int8": int8}
         rows = [(name, in_fresh_process(model, arguments.size)) for name, model in named.items()]
     table(f"Peak memory in MiB, {arguments.size} tokens", ["model", "MiB"], rows)

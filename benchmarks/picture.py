@@ -1,6 +1,6 @@
 """Draws the README's pictures: quality against active neurons, latency beside the limit, students over tasks.
 
-python benchmarks/picture.py benchmarks/results/minilm-glue.json benchmarks/results/minilm-glue.svg
+python -m benchmarks.picture benchmarks/results/minilm-glue.json benchmarks/results/minilm-glue.svg
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ COLOURS = {
     "narrow": "#e0b878",
 }
 LIMIT = "FFNs removed"
+STUDENTS = {
+    "converted": "#1f7a5a",
+    "neurons": "#5b7fae",
+    "random": "#c3789f",
+    "narrow": "#d08c2f",
+    "removed": "#44505c",
+}
+
+_ABOVE = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+_BESIDE = {"xytext": (9, 2), "textcoords": "offset points", "ha": "left", "fontsize": 9}
 
 
 def draw_quality(axes: Axes, report: dict[str, Any]) -> None:
@@ -83,18 +93,6 @@ def draw_shapes(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.legend(fontsize=8, frameon=False, loc="lower right")
 
 
-STUDENTS = {
-    "converted": "#1f7a5a",
-    "neurons": "#5b7fae",
-    "random": "#c3789f",
-    "narrow": "#d08c2f",
-    "removed": "#44505c",
-}
-
-_ABOVE = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
-_BESIDE = {"xytext": (9, 2), "textcoords": "offset points", "ha": "left", "fontsize": 9}
-
-
 def draw_latency(axes: Axes, latency: dict[str, Any]) -> None:
     """Whole models with all threads, relative to the dense one; a line at the limit, the model without FFNs."""
     threads = max(row["threads"] for row in latency["rows"])
@@ -111,7 +109,7 @@ def draw_latency(axes: Axes, latency: dict[str, Any]) -> None:
             axes.bar_label(bar, [time], fontsize=7, padding=2, rotation=90)
         limit = medians[LIMIT] / medians["dense"]
         label = f"{LIMIT} (the limit)" if place == 0 else None
-        axes.plot([place - 0.44, place + 0.44], [limit] * 2, "--", color="#d08c2f", label=label)
+        axes.plot([place - 0.44, place + 0.44], [limit] * 2, "--", color="#44505c", label=label)
     busy = "" if all(row["steady"] for row in rows) else " (the machine was busy)"
     axes.set_xticks(range(len(rows)), [f"{row['size']} tokens" for row in rows])
     axes.set_ylim(0, 1.6)

@@ -1,6 +1,6 @@
 """What one training step costs: a dense model's own step, and the converted model's, timed in turn.
 
-    python benchmarks/training_step.py MODEL
+    python -m benchmarks.training_step MODEL
 
 A step is forward, backward and optimizer, as training makes it: by oneDNN. The distillation step adds the teacher's
 forward.

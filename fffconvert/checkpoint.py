@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from fffconvert import modeling
 from fffconvert.card import dense_card, model_card
 from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError, first_line
-from fffconvert.families import family_of, longest_text
+from fffconvert.families import family_behind, family_of, longest_text
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, read_modules
 from fffconvert.tasks import HEAD_OF, Kind, Task, as_saved, kind_of, labels_of, names_labels, reordered
@@ -95,8 +96,7 @@ def load_for_task(name: str, task: Task, seed: int) -> Loaded:
         UserError: As `load` does, and for a converted model.
     """
     config = load_config(name)
-    if modeling.is_converted(config):
-        raise UserError(f"{name} is a converted model; a teacher is dense")
+    modeling.refuse_converted(config)
     family_of(config)
     before = labels_of(config)
     cls = give_head(config, task)
@@ -200,6 +200,10 @@ def load_weights(name: str, config: PreTrainedConfig, cls: Any, new_head: bool =
         model, info = cls.from_pretrained(
             name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except (UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"{name}: its weights are not what PyTorch writes; were they cut short, or cloned without git-lfs?"
+        ) from error
     except (*UNREADABLE, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name}: its weights could not be loaded ({first_line(error)})") from error
     if (
@@ -222,9 +226,7 @@ def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_h
         new_head: Whether weights outside the encoder and its embeddings may be new.
     """
     config = model.config
-    family = modeling.converted_family(config) if modeling.is_converted(config) else family_of(config)
-
-    layers = family.layers.partition(".*")[0]
+    layers = family_behind(config).layers.partition(".*")[0]
 
     def in_encoder(key: str) -> bool:
         return f".{layers}." in f".{key}" or (".embeddings." in f".{key}" and "position_ids" not in key)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 
@@ -27,7 +28,7 @@ from fffconvert.options import (
     option_size,
     training_options,
 )
-from fffconvert.recipe import CALIBRATION_TOKENS, FINETUNE, DataSource, Training, load_recipe
+from fffconvert.recipe import CALIBRATION_TOKENS, FINETUNE, DataSource, Init, Training, load_recipe
 from fffconvert.tables import (
     active,
     show_comparison,
@@ -47,6 +48,9 @@ class Cli(click.Group):
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Reads what stands before the command."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # in a locale without arrows and dashes
+                stream.reconfigure(errors="replace")
         try:
             return super().make_context(*args, **kwargs)
         except click.exceptions.NoArgsIsHelpError:
@@ -91,7 +95,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def write_json(file: Path | None, value: Any) -> None:
-    """Writes a result where `--json` asked for it."""
+    """Writes a result where `--json` asked for it; before it is shown, which a closed pipe may end."""
     if file is not None and display.is_main_process():
         file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -170,19 +174,19 @@ def run(
 
     if dry_run:
         found = pipeline.plan(recipe, data_dir).to_dict()
-        show_estimate(recipe.model, found)
         write_json(json_file, found)
+        show_estimate(recipe.model, found)
         return
     result = pipeline.run(recipe, output, data_dir=data_dir, resume=resume, log_with=log_with)
     if not display.is_main_process():
         return
+    write_json(json_file, result.report)
     show_comparison(result.report)
     show_latency(result.report["latency"])
     display.say(
         f"The converted model is in {result.output}"
         + (f", its teacher in {result.teacher}" if result.teacher else "")
     )
-    write_json(json_file, result.report)
     retention = result.report["scores"]["retention"]
     evaluation.require_retention(retention, recipe.min_retention, result.output / checkpoint.REPORT)
 
@@ -204,7 +208,7 @@ def run(
 )
 @click.option(
     "--init",
-    type=click.Choice(["inputs", "neurons", "random"]),
+    type=click.Choice(get_args(Init)),
     default="inputs",
     show_default=True,
     help="What is clustered: the FFNs' inputs, their neurons, or nothing.",
@@ -222,7 +226,7 @@ def run(
     type=click.IntRange(1),
     default=CALIBRATION_TOKENS,
     show_default=True,
-    help="Tokens of it to use; more make better trees, and take memory.",
+    help="Calibration tokens to use; more make better trees, and take memory.",
 )
 @option_seed
 @click.option("--int8", is_flag=True, help="Store projections in int8, trees in bfloat16; not for training.")
@@ -276,8 +280,8 @@ def convert(
             seed=seed,
             max_length=max_length,
         ).to_dict()
-        show_estimate(model, found)
         write_json(json_file, found)
+        show_estimate(model, found)
         return
     loaded = checkpoint.load(model)
     made = conversion.convert(
@@ -295,13 +299,13 @@ def convert(
     if int8:
         converted, report["int8"] = quantized(converted)
     checkpoint.save(converted, output, report=report)
+    write_json(json_file, report)
     show_layers(report["layers"])
     if int8:
         show_int8(report["int8"])
     config = made.model.config
     neurons = active(modeling.shape_of(config).active_neurons, modeling.dense_neurons(config))
     display.say(f"The converted model is in {output}; every token uses {neurons} neurons in each layer")
-    write_json(json_file, report)
 
 
 @main.command()
@@ -320,21 +324,15 @@ def quantize(model: str, output: Path, json_file: Path | None) -> None:
     """
     quiet_libraries()
     from fffconvert import checkpoint
+    from fffconvert.inspection import fits_of
 
     checkpoint.refuse_existing(output)
+    layers = fits_of(model)  # read before the work, should it be no JSON
     made, gain = quantized(checkpoint.load(model))
-    checkpoint.save(made, output, report={**fit_of(model), "int8": gain})
+    checkpoint.save(made, output, report={"layers": layers, "int8": gain})
+    write_json(json_file, gain)
     show_int8(gain)
     display.say(f"The int8 model is in {output}")
-    write_json(json_file, gain)
-
-
-def fit_of(model: str) -> dict[str, Any]:
-    """What a report says of how the trees were grown; all else in it is of the model as it was before."""
-    from fffconvert import checkpoint
-
-    report = checkpoint.read_report(model)
-    return {"layers": report["layers"]} if "layers" in report else {}
 
 
 def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
@@ -408,7 +406,7 @@ def finetune(
     quiet_libraries()
     from fffconvert import checkpoint, distillation
     from fffconvert.data import read_data
-    from fffconvert.resumption import forget
+    from fffconvert.resumption import alone_in, forget
     from fffconvert.sources import asked_for
 
     settings = replace(FINETUNE, **training)
@@ -423,17 +421,18 @@ def finetune(
         seed=seed,
     )
     loaded = checkpoint.load_for_task(model, found.task, seed)
-    distillation.finetune(
-        loaded.model,
-        loaded.tokenizer,
-        found.rows,
-        settings,
-        seed=seed,
-        checkpoints=checkpoints_of(output),
-        log_with=log_with,
-    )
-    checkpoint.save(loaded, output)
-    forget(checkpoints_of(output))
+    with alone_in(checkpoints_of(output)):
+        distillation.finetune(
+            loaded.model,
+            loaded.tokenizer,
+            found.rows,
+            settings,
+            seed=seed,
+            checkpoints=checkpoints_of(output),
+            log_with=log_with,
+        )
+        checkpoint.save(loaded, output)
+        forget(checkpoints_of(output))
     display.say(f"The teacher is in {output}")
 
 
@@ -476,19 +475,18 @@ def distill(
     quiet_libraries()
     from fffconvert import checkpoint, distillation, modeling
     from fffconvert.data import read_data
-    from fffconvert.resumption import forget
+    from fffconvert.inspection import fits_of
+    from fffconvert.resumption import alone_in, forget
     from fffconvert.sources import asked_for
-    from fffconvert.tasks import check_head
+    from fffconvert.tasks import check_judgeable
 
     checkpoint.refuse_existing(output)
     asked = asked_for(task, text, data)
     loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
-    if not modeling.is_converted(loaded.model.config):
-        raise UserError(f"{student} is a dense model; expected a converted one (fffconvert convert)")
-    if modeling.is_converted(dense.model.config):
-        raise UserError(f"{teacher} is a converted model; a teacher is dense")
-    check_head(None, loaded.model.config, student)
-    grown = fit_of(student)  # read before the training, should it be no JSON
+    modeling.refuse_dense(loaded.model.config)
+    modeling.refuse_converted(dense.model.config)
+    check_judgeable(loaded.model.config, student)
+    layers = fits_of(student)  # read before the training, should it be no JSON
     found = read_data(
         asked,
         loaded.tokenizer,
@@ -500,19 +498,20 @@ def distill(
         labelled=False,
         prompt=loaded.prompt,
     )
-    distillation.distill(
-        loaded.model,
-        dense.model,
-        loaded.tokenizer,
-        found.rows,
-        settings,
-        seed=seed,
-        checkpoints=checkpoints_of(output),
-        log_with=log_with,
-        pooling=dense.pooling,
-    )
-    checkpoint.save(replace(loaded, name=teacher), output, report=grown)
-    forget(checkpoints_of(output))
+    with alone_in(checkpoints_of(output)):
+        distillation.distill(
+            loaded.model,
+            dense.model,
+            loaded.tokenizer,
+            found.rows,
+            settings,
+            seed=seed,
+            checkpoints=checkpoints_of(output),
+            log_with=log_with,
+            pooling=dense.pooling,
+        )
+        checkpoint.save(replace(loaded, name=teacher), output, report={"layers": layers})
+        forget(checkpoints_of(output))
     display.say(f"The distilled model is in {output}")
 
 
@@ -556,16 +555,18 @@ def evaluate(
     from fffconvert.calibration import readable_length
     from fffconvert.data import read_validations
     from fffconvert.sources import asked_for
-    from fffconvert.tasks import Task, as_asked_of, check_head
+    from fffconvert.tasks import Task, as_asked_of, check_head, check_judgeable
 
     if min_retention is not None and teacher is None:
         raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
     asked = asked_for(task, text, data)
     loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
     asked = as_asked_of(loaded.model.config, asked) if isinstance(asked, Task) else asked
-    for each in (loaded, dense):
-        if each is not None:
-            check_head(asked if isinstance(asked, Task) else None, each.model.config, each.name)
+    for each in (loaded, dense) if dense else (loaded,):
+        if isinstance(asked, Task):
+            check_head(asked, each.model.config, each.name)
+        else:
+            check_judgeable(each.model.config, each.name)
     limit = readable_length(loaded.tokenizer, loaded.model.config, max_length)
     judged, splits = read_validations(
         asked,
@@ -578,9 +579,9 @@ def evaluate(
     scores = evaluation.evaluate(
         loaded.model, loaded.tokenizer, judged, splits, dense.model if dense else None, loaded.pooling
     )
-    show_scores(model, scores.to_dict())
     read = {"rows": {name: len(rows) for name, rows in splits.items()}, "max_length": limit}
     write_json(json_file, {"model": model, "teacher": teacher, **read, **scores.to_dict()})
+    show_scores(model, scores.to_dict())
     evaluation.require_retention(scores.retention, min_retention, json_file)
 
 
@@ -624,9 +625,10 @@ def benchmark(
         grid = {"sizes": latency.FULL_MODEL_SIZES, "layer_tokens": latency.FULL_LAYER_TOKENS}
     if seconds is not None:
         grid["seconds_per_row"] = seconds
-    measured = latency.benchmark(checkpoint.load(model).model, dense, **grid).to_dict()
+    converted = checkpoint.load(model).model
+    measured = latency.benchmark(converted, dense, **grid).to_dict()
+    write_json(json_file, {"model": model, "tree": converted.config.fff, **measured})
     show_latency(measured)
-    write_json(json_file, measured)
 
 
 @main.command()
@@ -642,12 +644,12 @@ def info(model: str, json_file: Path | None) -> None:
     from fffconvert import inspection
 
     found = inspection.info(model).to_dict()
+    write_json(json_file, found)
     rows = {key: value for key, value in found.items() if key not in ("layers", "tree")}
     rows["share"] = f"{100 * found['active_neurons'] / found['dense_neurons']:.2f}%"
     display.table(model, ["", ""], [*rows.items(), *(found["tree"] or {}).items()])
     if found["layers"]:
         show_layers(found["layers"])
-    write_json(json_file, found)
 
 
 @main.command()
@@ -662,8 +664,8 @@ def env(json_file: Path | None) -> None:
     from fffconvert import inspection
 
     found = inspection.env()
-    display.table("Environment", ["", ""], found.items())
     write_json(json_file, found)
+    display.table("Environment", ["", ""], found.items())
 
 
 @main.command()

@@ -24,9 +24,9 @@ from fffconvert.tree import child, goes_right
 
 Clustered = Literal["inputs", "neurons"]
 
-START_POINTS = 512  # k-means starts from as many of a node's points,
-BALANCING_POINTS = 4096  # and is balanced on as many: more find the same direction, thresholds use all points
-POINTS_AT_ONCE = 2048  # whose scores are computed: gathered, they stay in the cache
+START_POINTS = 512  # points of a node that k-means starts from
+BALANCING_POINTS = 4096  # points that balance it: more find the same direction; thresholds use all of them
+POINTS_AT_ONCE = 2048  # points scored at a time: gathered, they stay in the cache
 BALANCING_ROUNDS = 5  # enough for the split to settle; it moves little after the third
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, List, Value
+from datasets import Dataset, Value
 from transformers import PreTrainedConfig
 
 from fffconvert.display import say
-from fffconvert.encoding import class_names, labels_in, multi_hot
+from fffconvert.encoding import LISTS, class_names, labels_in, multi_hot
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
 from fffconvert.sources import Asked, name_of
@@ -103,7 +104,7 @@ def unlabelled(name: str, columns: tuple[str, ...], config: PreTrainedConfig | N
 
 
 def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | None:
-    """The column that holds the labels: the one named, or the first with a usual name."""
+    """The column that holds the labels: the one named, or the first with a usual name that suits the head."""
     if kind in ("masked", "embedding"):
         if source.label is not None:
             raise UserError(
@@ -112,11 +113,16 @@ def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | 
         return None
     if source.label is not None:
         return source.label
-    found = _usual(rows, LABELS)
+    fitting = [
+        name
+        for name in LABELS
+        if (column := _usual(rows, (name,))) is not None
+        and (kind is None or holds_answers(rows.features[column]) == (kind == "question"))
+    ]
+    found = _usual(rows, tuple(fitting))
     if found is not None and len(rows) and all(value in (None, -1) for value in rows[found]):
         return None  # as GLUE's own test splits have it
-    answers = found is not None and holds_answers(rows.features[found])
-    return found if kind is None or answers == (kind == "question") else None
+    return found
 
 
 def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
@@ -124,8 +130,8 @@ def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
     feature = rows.features[label]
     if holds_answers(feature):
         return "question"
-    if isinstance(feature, List):
-        words = any(isinstance(rows.features.get(name), List) for name in source.text)
+    if isinstance(feature, LISTS):
+        words = any(isinstance(rows.features.get(name), LISTS) for name in source.text)
         return "tokens" if words or _usual(rows, ("tokens", "words")) else "multi-label"
     if label.lower() in ("ner_tags", "tags"):
         return "tokens"  # as text with spaces between, in a CSV file
@@ -134,7 +140,7 @@ def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
 
 def holds_answers(feature: Any) -> bool:
     """Whether a column holds answers to questions: objects, or lists of them."""
-    return isinstance(feature.feature if isinstance(feature, List) else feature, dict)
+    return isinstance(feature.feature if isinstance(feature, LISTS) else feature, dict)
 
 
 def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | None) -> tuple[str, ...]:
@@ -208,8 +214,15 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
 
 
 def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
-    """The names of the labels in a column, in order: numbers by size, then texts."""
-    found = {label for value in column for label in labels_in(kind, value) if label is not None}
+    """The names of the labels in a column, in order: numbers by size, then texts.
+
+    Raises:
+        UserError: For labels that are lists or objects.
+    """
+    labels = [label for value in column for label in labels_in(kind, value) if label is not None]
+    if nested := [label for label in labels if isinstance(label, list | dict)]:
+        raise UserError(f"{reprlib.repr(nested[0])} is no label; expected a name or a number")
+    found = set(labels)
     return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
 
 

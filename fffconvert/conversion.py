@@ -133,7 +133,6 @@ def build(
     Layers are fitted from the first to the last, each on what the converted layers below really give it. An
     FFN that layers share would be asked to feed itself, so it is fitted on what the dense model gives it.
     """
-    refuse_converted(model.config)
     family = family_of(model.config)
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)

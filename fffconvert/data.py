@@ -77,24 +77,15 @@ def read_data(
         UserError: For data that is missing or malformed, or fewer rows than are to be held out.
     """
     config = None if model is None else as_saved(model)
-    random = np.random.default_rng(seed)
     train = train_split(asked, data_dir)
     task = task_of(asked, train, config, labelled)
     for column in task.columns:
         texts_in(task, train, column)  # before rows are drawn, so that one without text has its number
     validations = validation_splits(asked, data_dir) if held_out else {}
-    drawn = train_rows is not None
     if held_out and not validations:
-        if len(train) <= held_out:
-            raise UserError(
-                f"{name_of(asked)} has {len(train)} rows; expected more than the {held_out} to hold out "
-                "for evaluation (in a recipe: lower held_out, or name data.validation)"
-            )
-        train = train.select(random.permutation(len(train)))
-        validations = {"held_out": train.select(range(held_out))}
-        train, drawn = train.select(range(held_out, len(train))), False
-    if drawn:
-        train = train.select(random.permutation(len(train)))
+        validations, train = hold_out(name_of(asked), train, held_out, seed)
+    elif train_rows is not None:
+        train = shuffled(train, seed)
     train = train.select(range(min(train_rows or len(train), len(train))))
     if validations:
         task = replace(task, validations=tuple(validations))
@@ -110,6 +101,26 @@ def read_data(
             for n, rows in zip(validations, judged, strict=True)
         },
     )
+
+
+def hold_out(name: str, train: Dataset, held_out: int, seed: int) -> tuple[dict[str, Dataset], Dataset]:
+    """Rows to evaluate on, drawn from those to train on, and the rest of these in random order.
+
+    Raises:
+        UserError: For no more rows than are to be held out.
+    """
+    if len(train) <= held_out:
+        raise UserError(
+            f"{name} has {len(train)} rows; expected more than the {held_out} to hold out for evaluation "
+            "(in a recipe: lower held_out, or name data.validation)"
+        )
+    train = shuffled(train, seed)
+    return {"held_out": train.select(range(held_out))}, train.select(range(held_out, len(train)))
+
+
+def shuffled(rows: Dataset, seed: int) -> Dataset:
+    """The same rows in random order."""
+    return rows.select(np.random.default_rng(seed).permutation(len(rows)))
 
 
 def read_validations(

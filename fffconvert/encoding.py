@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, List, concatenate_datasets
+from datasets import ClassLabel, Dataset, LargeList, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text, say_if_cut
@@ -31,6 +31,9 @@ ALONE: tuple[Kind, ...] = ("embedding", "similarity")
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 
 ROWS_AT_ONCE = 16_384  # tokenized between two steps of a progress bar, in about a second
+
+LISTS = (List, LargeList)
+"""What a column of lists may be: Arrow has two kinds, and some programs write the one for long ones."""
 
 Columns = dict[str, list[Any]]
 
@@ -63,7 +66,10 @@ def prompted(task: Task, rows: Dataset, prompt: str) -> Dataset:
         return rows
     for name in task.columns:
         texts_in(task, rows, name)  # a row without text has no place here
-    return rows.map(lambda row: {name: prompt + _joined(task, row[name]) for name in task.columns})
+    return rows.map(
+        lambda row: {name: prompt + _joined(task, row[name]) for name in task.columns},
+        load_from_cache_file=False,
+    )
 
 
 def _joined(task: Task, value: str | list[str]) -> str:
@@ -84,8 +90,14 @@ def tokenized(
         seed: Decides which tokens of a `masked` task are masked.
 
     Raises:
-        UserError: For a row without text, or with a label that is none of the task's.
+        UserError: For a row without text, or with a label that is none of the task's; for a tokenizer that does not
+            say where in a text its tokens stand, and a task that has to know.
     """
+    if asks_where(task) and not tokenizer.is_fast:
+        raise UserError(
+            f"{task.name}: {type(tokenizer).__name__} does not say where in a text its tokens stand, as "
+            f"{'answers' if task.kind == 'question' else 'tags of words'} need; expected a model with a fast tokenizer"
+        )
     if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
         kind: Kind = "regression" if task.kind == "similarity" else "embedding"
         sides = [replace(task, kind=kind, columns=(column,)) for column in task.columns]
@@ -114,6 +126,11 @@ def tokenized(
     return made
 
 
+def asks_where(task: Task) -> bool:
+    """Whether labels are found by the place of each token in its text."""
+    return task.kind == "tokens" or (task.kind == "question" and task.label is not None)
+
+
 def encoded(
     task: Task,
     batch: Columns,
@@ -133,8 +150,8 @@ def encoded(
         random: Draws what is masked.
     """
     texts = [[_joined(task, value) for value in batch[name]] for name in task.columns]
-    offsets = task.kind in ("tokens", "question")
-    found = tokenizer(*texts, truncation=True, max_length=max_length, return_offsets_mapping=offsets)
+    where = asks_where(task)
+    found = tokenizer(*texts, truncation=True, max_length=max_length, return_offsets_mapping=where)
     given = batch[task.label] if task.label else None
     if task.kind == "tokens":
         words = [_split(value) for value in batch[task.columns[0]]]
@@ -153,8 +170,13 @@ def in_parts(rows: Dataset, encode: Callable[[Columns, np.random.Generator], Col
     """Rows encoded, `ROWS_AT_ONCE` at a time, where a progress bar can follow."""
 
     def encode_part(number: int, part: Dataset) -> Dataset:
-        random = np.random.default_rng((seed, number))  # its own: `map` may find a part in its cache
-        return part.map(lambda batch: encode(batch, random), batched=True, remove_columns=part.column_names)
+        random = np.random.default_rng((seed, number))
+        return part.map(
+            lambda batch: encode(batch, random),
+            batched=True,
+            remove_columns=part.column_names,
+            load_from_cache_file=False,  # which may hold rows that another version of this code made
+        )
 
     parts = [
         rows.select(range(start, min(start + ROWS_AT_ONCE, len(rows))))
@@ -270,7 +292,7 @@ def multi_hot(rows: Dataset, label: str) -> int:
     Whole numbers are told from a list of labels 0 and 1 by a row that has one of them twice, or 1 before 0.
     """
     column, feature = list(rows[label]), rows.features[label]
-    if not isinstance(feature, List) or class_names(feature) or None in column:
+    if not isinstance(feature, LISTS) or not isinstance(feature.feature, Value) or None in column:
         return 0
     lengths = {len(row) for row in column}
     if len(lengths) > 1 or not {value for row in column for value in row} <= {0, 1}:
@@ -281,7 +303,7 @@ def multi_hot(rows: Dataset, label: str) -> int:
 
 def class_names(feature: Any) -> list[str] | None:
     """The names of a column's classes, of a list of them too; none where it holds plain values."""
-    inner = feature.feature if isinstance(feature, List) else feature
+    inner = feature.feature if isinstance(feature, LISTS) else feature
     return inner.names if isinstance(inner, ClassLabel) else None
 
 

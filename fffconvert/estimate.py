@@ -26,7 +26,7 @@ BATCH, LENGTH = 4, 64  # of the texts that the models are timed on
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """How much there is to do.
 
     Attributes:
@@ -48,13 +48,13 @@ class Estimate:
 
     Attributes:
         n_layers: Layers whose FFNs are replaced.
-        active_neurons: Neurons that one token uses in a layer, and
-        dense_neurons: in the dense FFN;
-        share: their ratio.
+        active_neurons: Neurons that one token uses in a layer.
+        dense_neurons: Neurons that it uses in the dense FFN.
+        share: `active_neurons / dense_neurons`.
         parameters_before: Numbers that the dense model stores; those that are shared count once.
         parameters_after: The converted one, routers included.
-        bytes_before: Size of the dense model's weights, and
-        bytes_after: of the converted one's.
+        bytes_before: Size of the dense model's weights.
+        bytes_after: Size of the converted one's.
         memory_bytes: The most that is held at a time: both models, and the copies of a layer's calibration inputs
             (float32) that fitting it takes or, where a student is trained, its gradients and AdamW's two
             moments. Inputs of FFNs that layers share are held together. Activations come on top; they grow with
@@ -81,7 +81,7 @@ class Estimate:
 
 
 def estimate(
-    head: type[PreTrainedModel], config: PreTrainedConfig, tree: TreeShape, init: Init, work: Work
+    head: type[PreTrainedModel], config: PreTrainedConfig, tree: TreeShape, init: Init, workload: Workload
 ) -> Estimate:
     """Sizes from the configuration alone; times by measuring for some seconds.
 
@@ -90,7 +90,7 @@ def estimate(
         config: Its configuration.
         tree: The shape of every layer.
         init: What would be clustered.
-        work: How much there is to do.
+        workload: How much there is to do.
 
     Raises:
         UserError: For a model that cannot be converted, or a shape that it cannot fill.
@@ -107,9 +107,9 @@ def estimate(
     before, after = stored(dense), stored(student)
     # layers may share an FFN, which is fitted on all its uses
     n_uses = max(len(ffns), config.num_hidden_layers)
-    inputs = n_uses // len(ffns) * work.calibration_tokens * ffns[0].d_model * 4  # of one FFN
+    inputs = n_uses // len(ffns) * workload.calibration_tokens * ffns[0].d_model * 4  # of one FFN
     shared = len(ffns) * inputs if n_uses > len(ffns) else 0
-    trained = 3 * after * 4 if work.distill_tokens > 0 else 0
+    trained = 3 * after * 4 if workload.distill_tokens > 0 else 0
     return Estimate(
         n_layers=len(ffns),
         active_neurons=tree.active_neurons,
@@ -120,7 +120,7 @@ def estimate(
         bytes_before=before * itemsize,
         bytes_after=after * itemsize,
         memory_bytes=(before + after) * itemsize + shared + max(FITTING * inputs, trained),
-        seconds=times(dense, student, ffns[0], tree, init, work, n_uses),
+        seconds=times(dense, student, ffns[0], tree, init, workload, n_uses),
     )
 
 
@@ -138,7 +138,7 @@ def times(
     ffn: DenseFFN,
     tree: TreeShape,
     init: Init,
-    work: Work,
+    workload: Workload,
     n_uses: int,
 ) -> dict[str, float]:
     """Seconds by stage (see `Estimate`)."""
@@ -157,18 +157,18 @@ def times(
 
     reading = seconds_of(partial(read, dense)) / n_tokens
     learning = seconds_of(lambda: step(dense)) / n_tokens
-    differentiated = min(work.calibration_tokens, SENSITIVITY_TOKENS) if tree.linear else 0
-    grown = fitting(ffn, tree, init, work.calibration_tokens) * n_uses
-    grown += seconds_of(partial(read, student)) / n_tokens * work.calibration_tokens
+    differentiated = min(workload.calibration_tokens, SENSITIVITY_TOKENS) if tree.linear else 0
+    grown = fitting(ffn, tree, init, workload.calibration_tokens) * n_uses
+    grown += seconds_of(partial(read, student)) / n_tokens * workload.calibration_tokens
     found = {
-        "calibration": reading * work.calibration_tokens + learning * differentiated,
-        "trees": grown * work.students,
+        "calibration": reading * workload.calibration_tokens + learning * differentiated,
+        "trees": grown * workload.students,
     }
-    if work.finetune_tokens:
-        found["fine-tuning"] = learning * work.finetune_tokens
-    if work.distill_tokens:
+    if workload.finetune_tokens:
+        found["fine-tuning"] = learning * workload.finetune_tokens
+    if workload.distill_tokens:
         teaching = reading + seconds_of(lambda: step(student)) / n_tokens
-        found["distillation"] = teaching * work.distill_tokens * work.students
+        found["distillation"] = teaching * workload.distill_tokens * workload.students
     return found
 
 

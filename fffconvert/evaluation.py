@@ -52,7 +52,7 @@ class Scores:
         score: Its value on the first validation split; for an encoder the mean cosine of its sentence
             embeddings to the teacher's.
         teacher_score: The teacher's; none without a teacher.
-        retention: `score / teacher_score`, none unless that is above 0. It flatters: a model without FFNs can have 97%
+        retention: `score / teacher_score`, none unless that is above 0. It flatters: a model without FFNs can have 98%
             (see the controls).
         agreement: Share of rows, or of tokens, on which model and teacher decide the same; for regression
             the Pearson correlation of their outputs; for an encoder the share of texts whose nearest
@@ -176,7 +176,7 @@ class Judge:
         return replace(scores, hidden_error=hidden_error(model, self.teacher, self.tokenizer, rows))
 
     def score_outputs(self, model: PreTrainedModel) -> Scores:
-        """As a call, of what the model gives alone."""
+        """Scores without the hidden states' error."""
         ours = self.outputs_of(model)
         if not self.task.is_labelled:
             assert self.theirs is not None  # as __init__ asks
@@ -218,7 +218,7 @@ def score_task(
     config: PreTrainedConfig, task: Task, labels: Outputs, ours: Outputs, theirs: Outputs | None
 ) -> Scores:
     """Scores answers against the truth and beside the teacher's answers."""
-    metrics = {split: compute_metrics(task, logits, labels[split]) for split, logits in ours.items()}
+    metrics = {split: compute_metrics(task, answers, labels[split]) for split, answers in ours.items()}
     first, metric = next(iter(ours)), task.metrics[0]
     teacher_score = agreed = None
     if theirs is not None:

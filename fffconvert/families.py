@@ -166,9 +166,14 @@ def family_of(config: PreTrainedConfig) -> Family:
     return family_named(config.model_type)
 
 
+def family_behind(config: PreTrainedConfig) -> Family:
+    """The family of a dense or converted model's configuration. Raises as `family_named` does."""
+    return family_named(config.model_type.removeprefix(PREFIX))
+
+
 def longest_text(config: PreTrainedConfig) -> int:
     """Tokens that a dense or converted model can read at once. Raises as `family_named` does."""
-    family = family_named(config.model_type.removeprefix(PREFIX))
+    family = family_behind(config)
     unused = config.pad_token_id + 1 if family.offset_positions else 0
     return int(config.max_position_embeddings - unused)
 

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from fffconvert.checkpoint import RECIPE, REPORT, load_config
 from fffconvert.display import say
 from fffconvert.errors import UserError, first_line
-from fffconvert.modeling import CODE, is_converted
+from fffconvert.modeling import CODE, refuse_dense
 from fffconvert.sentence import KEPT
 
 PUBLISHED = (
@@ -30,6 +30,7 @@ PUBLISHED = (
     "added_tokens.json",
     "vocab.*",
     "merges.txt",
+    "bpe.codes",
     "*.model",
     *KEPT,
 )
@@ -69,14 +70,15 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected one that fffconvert wrote")
-    if not is_converted(load_config(str(folder))):
-        raise UserError(f"{folder} does not hold a converted model")
+    refuse_dense(load_config(str(folder)))
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(
             f"{repo_id!r} cannot name a repository ({first_line(error)}); expected user/name"
         ) from error
+    if "/" not in repo_id:  # made for whoever is logged in, and then looked for elsewhere
+        raise UserError(f"{repo_id!r} names no user or organization; expected user/name")
     files = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)})

@@ -13,8 +13,8 @@ from fffconvert import kernels
 from fffconvert.checkpoint import REPORT, load_config, read_report, versions
 from fffconvert.conversion import LayerFit
 from fffconvert.errors import UserError
-from fffconvert.families import count_ffns, family_of
-from fffconvert.modeling import converted_family, dense_neurons, is_converted, shape_of
+from fffconvert.families import count_ffns, family_behind
+from fffconvert.modeling import dense_neurons, is_converted, shape_of
 from fffconvert.tree import TreeShape
 
 
@@ -65,7 +65,7 @@ def info(name: str) -> Info:
     """
     config = load_config(name)
     converted = is_converted(config)
-    family = converted_family(config) if converted else family_of(config)
+    family = family_behind(config)
     d_model, n_neurons = int(getattr(config, family.d_model)), dense_neurons(config)
     dense = family.shape(TreeShape(depth=0, leaf_width=n_neurons))
     tree = shape_of(config) if converted else None

@@ -25,6 +25,7 @@ from fffconvert.display import say, track
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import (
     Family,
+    family_behind,
     ffn_inputs_of,
     layers_of,
     longest_text,
@@ -35,7 +36,6 @@ from fffconvert.fff import FFF
 from fffconvert.kernels import reference
 from fffconvert.modeling import (
     config_with,
-    converted_family,
     counterpart,
     dense_class_of,
     refuse_dense,
@@ -132,7 +132,7 @@ def benchmark(
         UserError: For a model that is not converted, or an original of another family or size.
     """
     refuse_dense(model.config)
-    family = converted_family(model.config)
+    family = family_behind(model.config)
     dense = dense or untrained_twin(model)
     check_original(model, dense)
     models = models_beside(model, dense, family)
@@ -165,7 +165,7 @@ def benchmark(
                     continue
                 ids = random_ids(model, *size)
                 runs = runs_of(whole, [[ids]], COMPILED if others else (), absent)
-                runs |= {name: onnx.run(Path(folder), name, ids, threads) for name in in_onnx}
+                runs |= {name: onnx.runner(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
     return Latency(machine_name(), rows, absent)
 
@@ -219,7 +219,7 @@ def by_onednn(dense: PreTrainedModel, family: Family) -> PreTrainedModel:
 
 def without_ffns(model: PreTrainedModel) -> PreTrainedModel:
     """The limit: an untrained model of the same size where an FFN gives back its input."""
-    family = converted_family(model.config)
+    family = family_behind(model.config)
     twin = untrained_twin(model, REMOVED)
     for layer in layers_of(twin, family):
         layer.set_submodule(family.place, nn.Identity())
@@ -228,7 +228,7 @@ def without_ffns(model: PreTrainedModel) -> PreTrainedModel:
 
 def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
     """Raises a `UserError` for a dense model that cannot be the converted one's original."""
-    family = converted_family(model.config)
+    family = family_behind(model.config)
     if dense.config.model_type != family.model_type:
         raise UserError(
             f"the dense model is of type {dense.config.model_type!r}; expected {family.model_type!r}"

@@ -4,6 +4,9 @@ For each family this derives a configuration (`fff-bert` from `bert`, holding th
 `fff`) and, for each head that the family has, a class that differs from the dense one only in its FFNs.
 Both are registered with the Auto classes, the way `transformers` documents for custom models, so that
 `from_pretrained`, `pipeline`, `Trainer` and `save_pretrained` treat a converted model like any other.
+A registered quantization method would take less code, but `transformers` would treat the model as quantized
+and refuse `.half()`, `Trainer` and `deepcopy`; with a model type of its own, a program without fffconvert
+says that it does not know the model, and never loads a BERT with random FFNs.
 Where fffconvert is not installed the same code is read from one file beside the weights (see `fffconvert.remote`).
 """
 
@@ -24,7 +27,7 @@ from fffconvert.families import (
     FAMILIES,
     PREFIX,
     Family,
-    family_named,
+    family_behind,
     family_of,
     ffn_inputs_of,
     replace_ffns,
@@ -58,11 +61,6 @@ def refuse_dense(config: PreTrainedConfig) -> None:
         )
 
 
-def converted_family(config: PreTrainedConfig) -> Family:
-    """The family that a converted model's configuration came from."""
-    return family_named(config.model_type.removeprefix(PREFIX))
-
-
 def shape_of(config: PreTrainedConfig) -> TreeShape:
     """The tree's shape in a converted model's configuration.
 
@@ -70,15 +68,14 @@ def shape_of(config: PreTrainedConfig) -> TreeShape:
         UserError: For a configuration without one, or with one that no tree can have.
     """
     try:
-        return converted_family(config).shape(TreeShape(**config.fff))
+        return family_behind(config).shape(TreeShape(**config.fff))
     except (AttributeError, TypeError, UserError) as error:
         raise UserError(f"config.json: `fff` does not hold the shape of a tree ({error})") from error
 
 
 def dense_neurons(config: PreTrainedConfig) -> int:
     """Neurons of one dense FFN of the original model."""
-    family = converted_family(config) if is_converted(config) else family_of(config)
-    return int(getattr(config, family.n_neurons))
+    return int(getattr(config, family_behind(config).n_neurons))
 
 
 class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -86,12 +83,12 @@ class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: i
 
     def __post_init__(self, **kwargs: Any) -> None:
         """As ever; before a model can be made or loaded, the Auto classes know its heads."""
-        register_heads(converted_family(self))
+        register_heads(family_behind(self))
         super().__post_init__(**kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As ever; models save their configuration here. The code for `trust_remote_code` goes beside it."""
-        self.auto_map = auto_map(converted_family(self))
+        self.auto_map = auto_map(family_behind(self))
         super().save_pretrained(save_directory, *args, **kwargs)
         (Path(save_directory) / f"{CODE}.py").write_text(flat_source(), encoding="utf-8")
 
@@ -126,7 +123,7 @@ class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[m
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        install(self, converted_family(config))
+        install(self, family_behind(config))
 
     @guard_torch_init_functions()  # what was loaded is left alone
     def initialize_weights(self) -> None:

@@ -62,7 +62,7 @@ def prepare(
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_logging():
                 warnings.simplefilter("ignore")
                 write(_file(folder, name))
-            (given, *_) = run(folder, name, ids, 1)()  # int8 is run too: it may fail only then
+            (given, *_) = runner(folder, name, ids, 1)()  # int8 is run too: it may fail only then
             if expected is not None:
                 check(given, expected, ids)
         except Exception as error:  # noqa: BLE001 - exporter and optimizer raise whatever they stumble over
@@ -130,8 +130,8 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace(' ', '-')}.onnx"
 
 
-def run(folder: Path, name: str, ids: Tensor, threads: int) -> Callable[[], Any]:
-    """One of what `prepare` wrote, ready to be timed on `ids` `(batch, length)` with so many threads."""
+def runner(folder: Path, name: str, ids: Tensor, threads: int) -> Callable[[], Any]:
+    """A call that runs one of the graphs of `prepare` on `ids` `(batch, length)`, with so many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

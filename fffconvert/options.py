@@ -30,7 +30,7 @@ option_data_dir = click.option(
 option_log_with = click.option(
     "--log-with",
     metavar="TRACKER",
-    help="Log training to a tracker that Accelerate knows, such as wandb, or tensorboard: to the folder runs.",
+    help="Log training to a tracker that Accelerate knows, such as wandb or tensorboard; files go to the folder runs.",
 )
 
 option_seed = click.option(
@@ -131,10 +131,15 @@ def data_options(command: Command) -> Command:
             "--text-column",
             metavar="NAME",
             multiple=True,
-            help="Its column of text; twice for pairs. Guessed from the usual names.",
+            help="The column of text; twice for pairs. Guessed if not given.",
         ),
-        click.option("--label-column", metavar="NAME", multiple=True, help="Its column of labels; likewise."),
-        click.option("--split", metavar="NAME", help="The split of it to use."),
+        click.option(
+            "--label-column",
+            metavar="NAME",
+            multiple=True,
+            help="The column of labels. Guessed if not given.",
+        ),
+        click.option("--split", metavar="NAME", help="The split of --data to use."),
         click.option("--subset", metavar="NAME", help="Which configuration of a Hub dataset."),
     )
     return decorated(with_source, options)
@@ -151,7 +156,7 @@ def training_options(defaults: Training) -> Callable[[Any], Any]:
     """Adds what a training run can be told, with the defaults of a command."""
     named = {
         "epochs": "Passes over the rows.",
-        "learning_rate": "Its peak.",
+        "learning_rate": "Peak learning rate.",
         "batch_size": "Rows in a batch, over all processes.",
     }
     options = (

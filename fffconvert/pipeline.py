@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig
 
 from fffconvert.accelerator import process_state, wait_for_everyone
@@ -39,18 +36,18 @@ from fffconvert.data import Data, read_data, read_texts
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import NotWritten, UserError
-from fffconvert.estimate import Estimate, Work, estimate
+from fffconvert.estimate import Estimate, Workload, estimate
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
 from fffconvert.latency import benchmark
+from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import MAX_LENGTH, Init, Recipe
-from fffconvert.resumption import digest_of_rows, digest_of_weights, forget, write_whole
+from fffconvert.resumption import LOCK, alone_in, digest_of_rows, digest_of_weights, forget, write_whole
 from fffconvert.sources import Asked, asked_for
-from fffconvert.tasks import Task, check_head
+from fffconvert.tasks import Task, check_head, check_judgeable
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
-LOCK = "lock"  # of the run that is at work
 INPUTS = "inputs.json"  # what tells the teacher and the data of a run from others
 START = ".start"  # of the folder with a student as it was before distillation
 COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")
@@ -112,30 +109,6 @@ def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
     kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
     if kept <= {RECIPE, INPUTS, LOCK}:
         empty(work)
-
-
-@contextmanager
-def alone_in(work: Path) -> Iterator[None]:
-    """Lets no other run work in a folder for a while; one that is killed keeps nobody out.
-
-    Raises:
-        UserError: Where another one does.
-    """
-    lock = FileLock(work / LOCK)
-    if is_main_process():
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"another run is at work in {work}; wait for it, or name another output"
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        # not while it is open: Windows refuses that, and NFS leaves another file in its place
-        if is_main_process() and {path.name for path in work.iterdir()} <= {LOCK}:
-            shutil.rmtree(work)
 
 
 def empty(work: Path) -> None:
@@ -232,8 +205,11 @@ def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path |
     check_tree(recipe.tree, recipe.init, recipe.calibration_tokens)
     asked = asked_for(recipe.task, recipe.text, recipe.data)
     config = load_config(name)
-    if not new_head:
-        check_head(asked if isinstance(asked, Task) else None, config, recipe.model)
+    refuse_converted(config)
+    if not new_head and isinstance(asked, Task):
+        check_head(asked, config, recipe.model)
+    elif not new_head:
+        check_judgeable(config, recipe.model)
     return read_data(
         asked,
         load_tokenizer(name, config),
@@ -258,14 +234,14 @@ def plan(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
     config = load_config(recipe.model)
     head = give_head(config, data.task) if new_head else head_class(recipe.model, config)
     n_tokens = sum(data.rows["length"])
-    work = Work(
+    workload = Workload(
         calibration_tokens=min(recipe.calibration_tokens, n_tokens),
         finetune_tokens=n_tokens * recipe.finetune.epochs if recipe.finetune else 0,
         distill_tokens=n_tokens * recipe.distill.epochs,
         students=1 + len(recipe.controls),
     )
-    check_tree(recipe.tree, recipe.init, work.calibration_tokens)
-    return estimate(head, config, recipe.tree, recipe.init, work)
+    check_tree(recipe.tree, recipe.init, workload.calibration_tokens)
+    return estimate(head, config, recipe.tree, recipe.init, workload)
 
 
 def plan_conversion(
@@ -299,7 +275,7 @@ def plan_conversion(
         batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
         calibration_tokens = min(calibration_tokens, tokens_in(batches))
         check_tree(tree, init, calibration_tokens)
-    return estimate(head, config, tree, init, Work(calibration_tokens))
+    return estimate(head, config, tree, init, Workload(calibration_tokens))
 
 
 def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with: str | None) -> Loaded:

@@ -1,6 +1,6 @@
 """A linear layer in float32 on a CPU by oneDNN, PyTorch's other library for matrix products.
 
-PyTorch gives these products to MKL, which does not use the AVX-512 of AMD's processors: oneDNN is then more than
+PyTorch gives these products to MKL, which does not use the AVX-512 of AMD's processors: oneDNN is then up to
 twice as fast, and elsewhere about as fast. It computes the same up to rounding.
 """
 
@@ -24,7 +24,7 @@ ONEDNN = (
 )
 
 
-def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN serves here: float32 on a CPU, and nothing that follows or replaces PyTorch's own operators."""
     return (
         ONEDNN
@@ -77,7 +77,7 @@ class Projection(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the layer: `(..., out_features)` from `(..., in_features)`."""
-        if torch.is_grad_enabled() or not fits(x, self.weight, self.bias):
+        if torch.is_grad_enabled() or not onednn_serves(x, self.weight, self.bias):
             return super().forward(x)
         if torch.compiler.is_compiling():
             return super().forward(x) if torch.compiler.is_exporting() else linear(x, self.weight, self.bias)
@@ -90,7 +90,7 @@ class WithOneDNN(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and not kwargs:
             x, weight, bias = (*args, None)[:3]
-            if fits(x, weight, bias) and x.numel():
+            if onednn_serves(x, weight, bias) and x.numel():
                 rows = _Differentiable.apply(x.reshape(-1, x.shape[-1]), weight, bias)
                 return rows.reshape(*x.shape[:-1], len(weight))
         return func(*args, **(kwargs or {}))

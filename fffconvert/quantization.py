@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.calibration import Text, encode, readable_length
 from fffconvert.errors import UserError
-from fffconvert.families import base_of, replace_projections
+from fffconvert.families import base_of, family_behind, replace_projections
 from fffconvert.int8 import Int8Linear
-from fffconvert.modeling import converted_family, narrow_trees, refuse_dense
+from fffconvert.modeling import narrow_trees, refuse_dense
 from fffconvert.modes import evaluating
 from fffconvert.recipe import MAX_LENGTH
 
@@ -41,7 +41,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
         )
     quantized = deepcopy(model)
     quantized.config.int8_projections = True
-    family = converted_family(model.config)
+    family = family_behind(model.config)
     replace_projections(quantized, family, Int8Linear.from_linear)
     narrow_trees(quantized, family)
     return quantized.eval()

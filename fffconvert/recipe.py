@@ -115,7 +115,8 @@ class Recipe:
         held_out: Rows of `text`, or of `data` without a split to evaluate on, kept for evaluation.
         max_length: Tokens that texts are cut at.
         min_retention: The command fails, when all is written, for a student with less of its teacher's score.
-        finetune: Makes the teacher from `model` first; without it `model` is the teacher.
+        finetune: Makes the teacher from `model` first; without it `model` is the teacher. What a file leaves open is
+            as in `FINETUNE`.
         distill: How the student is trained.
         controls: Students given the same data, steps and seed, to compare with: `removed` has no FFN but a
             bias, `narrow` a dense FFN with as many neurons as the tree has active, `random` the same tree with
@@ -179,8 +180,13 @@ def load_recipe(file: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
         raise UserError(f"{file} holds no keys; expected a recipe such as `model: ...` and `task: ...`")
     for override in overrides:
         _set(values, override)
+    if isinstance(values.get("finetune"), dict):  # what makes a student is too much for a teacher
+        values["finetune"] = {**asdict(FINETUNE), **values["finetune"]}
     recipe: Recipe = from_plain(Recipe, values, where=file.name)
     return recipe
+
+
+MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -188,7 +194,7 @@ class UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys differ."""
-        keys = [self.construct_object(key) for key, _ in node.value]
+        keys = [self.construct_object(key) for key, _ in node.value if key.tag != MERGE]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {twice[0]!r} comes twice", node.start_mark
@@ -236,7 +242,7 @@ def from_plain(cls: type, values: Any, where: str) -> Any:
             raise UserError(f"{where}: key {item.name!r} is missing")
     hints = get_type_hints(cls)
     try:
-        return cls(**{key: _fit(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+        return cls(**{key: _coerced(hints[key], value, f"{where}: {key}") for key, value in values.items()})
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
 
@@ -245,7 +251,7 @@ def _names(cls: type) -> list[str]:
     return [item.name for item in fields(cls)]
 
 
-def _fit(hint: Any, value: Any, where: str) -> Any:
+def _coerced(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint` asks for it."""
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
@@ -254,7 +260,7 @@ def _fit(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, where)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_fit(get_args(hint)[0], item, where) for item in value)
+        return tuple(_coerced(get_args(hint)[0], item, where) for item in value)
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value

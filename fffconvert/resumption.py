@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
@@ -26,12 +27,13 @@ from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.recipe import Training
 
 SETTINGS = "settings.json"  # in the folder of a run's checkpoints
+LOCK = "lock"  # of the run that is at work in a folder
 
 
-def describe(
+def fingerprint(
     settings: Training, seed: int, rows: Dataset, model: nn.Module, teacher: nn.Module | None
 ) -> dict[str, Any]:
-    """What tells a training run from others."""
+    """What tells one training run from another: its settings and the digests of all it reads."""
     return {
         **asdict(settings),
         "seed": seed,
@@ -43,12 +45,12 @@ def describe(
 
 
 def digest_of_rows(rows: Dataset) -> str:
-    """What tells tokenized rows from any others."""
+    """The SHA-256 of tokenized rows."""
     return digest_of(repr(batch).encode() for batch in rows.iter(1000))
 
 
 def digest_of_weights(model: nn.Module) -> str:
-    """What tells a model's weights from any others."""
+    """The SHA-256 of a model's weights."""
     return digest_of(
         tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         for tensor in model.state_dict().values()
@@ -56,7 +58,7 @@ def digest_of_weights(model: nn.Module) -> str:
 
 
 def digest_of(parts: Iterable[bytes]) -> str:
-    """The digest of what comes in parts."""
+    """The SHA-256 of what comes in parts."""
     digest = sha256()
     for part in parts:
         digest.update(part)
@@ -128,6 +130,33 @@ def forget(folder: Path) -> None:
     (folder / SETTINGS).unlink(missing_ok=True)
     with suppress(OSError):  # it is not there, or there is something else in it
         folder.rmdir()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lets no other run work in a folder for a while; one that is killed keeps nobody out.
+
+    The folder is made where it is not there, and deleted where nothing is left in it.
+
+    Raises:
+        UserError: Where another one does.
+    """
+    lock = FileLock(folder / LOCK)
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"another run is at work in {folder}; wait for it, or name another output"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        # not while it is open: Windows refuses that, and NFS leaves another file in its place
+        if is_main_process() and {path.name for path in folder.iterdir()} <= {LOCK}:
+            shutil.rmtree(folder)
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -26,6 +26,7 @@ Asked = Task | Path | DataSource
 """What may be asked for: a GLUE task, a text file with one text per line, or one's own data."""
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is for its reader alone, not for pandas'
 WHOLE = {
     "csv": "a line with the names of the columns, then one for each row, in UTF-8",
     "json": "one object for each row, in UTF-8",
@@ -65,7 +66,7 @@ def train_split(asked: Asked, data_dir: Path | None) -> Dataset:
 
 
 def validation_splits(asked: Asked, data_dir: Path | None) -> dict[str, Dataset]:
-    """The rows to evaluate on by split; none where the data has but those to train on."""
+    """The rows to evaluate on by split; empty where there is a training split alone."""
     if isinstance(asked, Task):
         return load_task(asked, data_dir, asked.validations)
     if isinstance(asked, Path):
@@ -151,14 +152,15 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
             raise UserError(
                 f"{path} has *, ? or [ in its name, which `datasets` reads as a pattern; rename it"
             )
-        return load_from_disk(str(path)) if saved else load_dataset(str(path), source.subset)
+        if saved:
+            return load_from_disk(str(path))
+        tables = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in READERS]
+        only_csv = {READERS[file.suffix.lower()] for file in tables} == {"csv"}
+        return load_dataset(str(path), source.subset, **(csv_options(tables) if only_csv else {}))
     if path.is_file() and suffix == ".txt":
         return Dataset.from_dict({"text": list(read_lines(path))})
     if path.is_file() and reader is not None:
-        options: dict[str, Any] = {}
-        if reader == "csv":
-            # an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
-            options = {**dialect(path), "keep_default_na": False, "na_values": [""]}
+        options = csv_options([path]) if reader == "csv" else {}
         return load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)
     if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
         raise UserError(
@@ -166,6 +168,14 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
             f"a file that ends with {', '.join(READERS)} or .txt, or the id of a dataset on the Hub"
         )
     return load_dataset(source.path, source.subset)
+
+
+def csv_options(files: list[Path]) -> dict[str, Any]:
+    """How pandas is to read CSV or TSV files. Raises as `dialect` does."""
+    found = [dialect(file) for file in files]
+    quoting = max(each["quoting"] for each in found)  # text where quotes mean nothing in one of them
+    # an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
+    return {**found[0], "quoting": quoting, "keep_default_na": False, "na_values": [""]}
 
 
 def dialect(file: Path) -> dict[str, Any]:
@@ -182,7 +192,12 @@ def dialect(file: Path) -> dict[str, Any]:
         unclosed = tabs and any(line.count('"') % 2 for line in lines)
         quoting: Literal[0, 3] = csv.QUOTE_NONE if unclosed else csv.QUOTE_MINIMAL
         lines.seek(0)
-        names, *first = islice(csv.reader(lines, delimiter=separator, quoting=quoting), 2)
+        longest = csv.field_size_limit(LONGEST_CELL)
+        try:
+            rows = csv.reader(lines, delimiter=separator, quoting=quoting)
+            names, *first = islice((row for row in rows if row), 2)
+        finally:
+            csv.field_size_limit(longest)
     if any("\0" in name or "\ufffd" in name for name in names):
         raise UserError(f"{file} is no text in UTF-8; expected {WHOLE['csv']}")
     for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):

@@ -186,24 +186,34 @@ def as_asked_of(config: PreTrainedConfig, task: Task) -> Task:
     return task
 
 
-def check_head(task: Task | None, config: PreTrainedConfig, name: str) -> None:
-    """Refuses a model whose head does not fit a GLUE task; without one, a head that no data can judge.
+def check_judgeable(config: PreTrainedConfig, name: str) -> None:
+    """Refuses a model whose head no data can judge.
 
     Raises:
-        UserError: For a model that is no sequence classifier, or has another number of outputs; without a
-            task, one whose head is neither in `HEADS` nor none.
+        UserError: For one whose head is neither in `HEADS` nor none.
+    """
+    heads = config.architectures or []
+    if any("For" in head and not head.endswith(tuple(HEADS)) for head in heads):
+        raise UserError(
+            f"{name} is {', '.join(heads)}, which cannot be judged; expected an encoder without a head, "
+            f"or one of {', '.join(HEADS)}"
+        )
+
+
+def check_head(task: Task, config: PreTrainedConfig, name: str) -> None:
+    """Refuses a model whose head does not fit a GLUE task.
+
+    Raises:
+        UserError: For a model that is no sequence classifier, or has another number of outputs; for pairs judged by
+            the cosine of their embeddings, a model with a head.
     """
     heads = config.architectures or ["no head"]
-    if task is None or task.kind == "similarity":
-        if task is not None and kind_of(config) != "embedding":
+    if task.kind == "similarity":
+        if kind_of(config) != "embedding":
             raise UserError(
                 f"{name} is {', '.join(heads)}; expected an encoder without a head, as the model is"
             )
-        if any("For" in head and not head.endswith(tuple(HEADS)) for head in heads):
-            raise UserError(
-                f"{name} is {', '.join(heads)}, which cannot be judged; expected an encoder without a head, "
-                f"or one of {', '.join(HEADS)}"
-            )
+        check_judgeable(config, name)
         return
     if not any(head.endswith("ForSequenceClassification") for head in heads):
         raise UserError(

@@ -36,7 +36,7 @@ from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.projection import onednn_on
 from fffconvert.recipe import Training
-from fffconvert.resumption import describe, resume, save_checkpoint
+from fffconvert.resumption import fingerprint, resume, save_checkpoint
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
 """From a model and a batch to the loss and the figures to log."""
@@ -46,7 +46,7 @@ class EpochSampler(Sampler[int]):
     """Rows in batches of similar lengths, which come in a random order; the epoch and the seed decide it.
 
     `LengthGroupedSampler` alone goes from long rows to short ones, again and again, and ends on short ones: the
-    optimizer follows, at the cost of what is learned (`benchmarks/README.md` has the figures).
+    optimizer follows, at the cost of what is learned (`benchmarks/notes.md` has the figures).
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -146,7 +146,7 @@ def train(
         model, optimizer, schedule, loader_of(rows, tokenizer, batches)
     )
     wrapped.train(dropout)
-    described = describe(settings, seed, rows, model, teacher) if checkpoints else {}
+    described = fingerprint(settings, seed, rows, model, teacher) if checkpoints else {}
     step = resume(accelerator, checkpoints, described)
     if log_with:
         named = {"wandb": {"name": run_name}}
@@ -164,7 +164,7 @@ def train(
             if not accelerator.sync_gradients:
                 continue
             step += 1
-            report(accelerator, figures, step, advance, logged=log_with is not None)
+            log_step(accelerator, figures, step, advance, logged=log_with is not None)
             if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
                 save_checkpoint(accelerator, checkpoints, step, described)
     for tracker in accelerator.trackers:
@@ -216,7 +216,7 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
-def report(
+def log_step(
     accelerator: Accelerator,
     figures: dict[str, Tensor],
     step: int,

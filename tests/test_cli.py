@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +32,9 @@ from transformers import (
 )
 
 import fffconvert
-from fffconvert import pipeline
+from fffconvert import display, pipeline
 from fffconvert.cli import main
+from fffconvert.resumption import alone_in
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
 
@@ -141,7 +145,7 @@ def test_a_teacher_is_dense_and_an_output_no_link(
     dense: str, student: str, text: Path, tmp_path: Path
 ) -> None:
     asked = fail("distill", student, tmp_path / "out", "--teacher", student, "--text", text)
-    assert "is a converted model; a teacher is dense" in asked
+    assert "converted already; expected a dense model" in asked
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     asked = fail("convert", dense, tmp_path / "link", "--calibration", text, *TREE)
@@ -285,6 +289,23 @@ def test_env(tmp_path: Path) -> None:
     assert found["kernel reference"].startswith("available")
 
 
+def test_a_result_is_kept_where_it_cannot_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(display, "table", closed)
+    call("env", "--json", tmp_path / "env.json")
+    assert json.loads((tmp_path / "env.json").read_text())["torch"] == torch.__version__
+
+
+def test_a_locale_without_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with main.make_context("fffconvert", ["env"]):
+        display.table("–", ["→"], [["–"]])
+        display.say("→")
+
+
 # ---- Bad input: what is asked
 
 
@@ -397,6 +418,15 @@ def test_a_model_that_cannot_be_read(
     before = listing()
     assert re.search(message, fail("convert", dense, tmp_path / "out", "--calibration", text, *TREE))
     assert listing() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"])
+def test_weights_that_pytorch_did_not_write(content: bytes, dense: str, tmp_path: Path) -> None:
+    Path(dense, "model.safetensors").unlink()
+    Path(dense, "pytorch_model.bin").write_bytes(content)
+    assert "its weights are not what PyTorch writes; were they cut short" in fail(
+        "convert", dense, tmp_path / "out", *TREE
+    )
 
 
 def test_a_mistyped_folder_is_guessed(dense: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,14 +576,14 @@ def test_a_pair_that_does_not_fit(
     out, more = tmp_path / "out", ["--text", text, *QUICK]
     assert "hidden_size is 16 and" in fail("distill", student, out, "--teacher", small, *more)
     assert "expected the same head" in fail("distill", student, out, "--teacher", encoder, *more)
-    assert "is a dense model; expected a" in fail("distill", dense, out, "--teacher", dense, *more)
+    assert "is dense; expected a converted" in fail("distill", dense, out, "--teacher", dense, *more)
     assert "converted already; expected a dense" in fail("convert", student, out, "--calibration", text)
-    assert "is a converted model; a teacher is" in fail(
+    assert "converted already; expected a dense" in fail(
         "finetune", student, out, "--task", "sst2", "--data-dir", glue
     )
     assert "is dense; expected a converted model" in fail("benchmark", dense)
     assert "expected the same" in fail("benchmark", student, "--against", small)
-    assert "does not hold a converted model" in fail("push", dense, "user/name")
+    assert "is dense; expected a converted" in fail("push", dense, "user/name")
     assert not list(tmp_path.glob("out*"))
 
 
@@ -585,6 +615,19 @@ def test_a_full_disk(
         assert "could not be" in the_error_in(stderr.read_text())
         stderr.unlink()
         assert listing() == before
+
+
+def test_two_trainings_into_one_output(
+    dense: str, student: str, glue: Path, tmp_path: Path, listing: Callable[[], set[str]]
+) -> None:
+    data = ["--task", "sst2", "--data-dir", str(glue), *QUICK]
+    with alone_in(tmp_path / "out.checkpoints"):
+        for command in (["finetune", dense], ["distill", student, "--teacher", dense]):
+            assert "another run is at work in" in fail(*command, *data, tmp_path / "out")
+    before = listing()
+    assert "out.checkpoints" not in before
+    succeed("distill", student, "--teacher", dense, *data, tmp_path / "out")
+    assert "out.checkpoints" not in listing()
 
 
 def test_ctrl_c(dense: str, glue: Path, tmp_path: Path, listing: Callable[[], set[str]]) -> None:

@@ -81,6 +81,25 @@ def test_a_column_without_any_label_is_none(
             read_validations(replace(source, label="label"), tokenizer, config)
 
 
+def test_a_usual_name_that_does_not_suit_the_head_hides_no_other(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    answers = {"text": ["b"], "answer_start": [2]}
+    columns = {"question": ["a"], "context": ["a b"], "tags": ["x"], "answers": [answers], "category": ["y"]}
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    assert read_validations(source, tokenizer, config_for("question"))[0].label == "answers"
+    columns.pop("tags")
+    source = write_jsonl(tmp_path / "own.jsonl", columns)
+    named = config_for("classification", id2label={0: "x", 1: "y"})
+    assert read_validations(source, tokenizer, named)[0].label == "category"
+
+
+def test_labels_inside_labels_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": ["a", "b"], "labels": [[["x"]], [["y"]]]})
+    with pytest.raises(UserError, match=r"\['x'\] is no label; expected a name or a number"):
+        read_data(source, tokenizer, None)
+
+
 def test_numbers_are_said_to_be_taken_for_classes(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import SPECIAL, WORDS, sentences
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value
 from own_data import config_for, encoded_labels, reviews, write_jsonl
 from transformers import PreTrainedTokenizerFast
 
@@ -118,6 +118,21 @@ def test_a_zero_or_one_for_every_label(
         problem_type="multi_label_classification",
     )
     assert list(read_data(source, tokenizer, names).rows["labels"]) == expected
+
+
+@pytest.mark.parametrize("labels", [[[0.0, 1.0], [1.0, 0.0]], [["a"], ["a", "b"]]])
+def test_lists_may_be_large(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, labels: list[list[Any]]
+) -> None:
+    rows = Dataset.from_dict({"text": sentences(2), "labels": labels})
+    found = []
+    for kind in (List, LargeList):
+        features = Features({**rows.features, "labels": kind(rows.features["labels"].feature)})
+        rows.cast(features).to_parquet(tmp_path / f"{kind.__name__}.parquet")
+        data = read_data(DataSource(str(tmp_path / f"{kind.__name__}.parquet")), tokenizer, None)
+        found.append((data.task.kind, data.task.labels, list(data.rows["labels"])))
+    assert found[0] == found[1]
+    assert found[0][0] == "multi-label"
 
 
 def test_a_label_named_twice_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -263,6 +278,31 @@ def test_masks(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
             assert place not in hidden or token >= len(SPECIAL)
     assert read_data(file, tokenizer, config).rows["labels"][:] == rows["labels"][:]
     assert read_data(file, tokenizer, config, seed=1).rows["labels"][:] != rows["labels"][:]
+
+
+def test_rows_are_made_anew_and_not_taken_from_a_cache_that_another_version_may_have_left(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(5), "label": list("ababa")})
+
+    def written() -> list[int]:
+        files = read_data(source, tokenizer, None).rows.cache_files
+        return [Path(file["filename"]).stat().st_mtime_ns for file in files]
+
+    before = written()
+    assert before
+    assert all(then < now for then, now in zip(before, written(), strict=True))
+
+
+def test_a_tokenizer_that_does_not_say_where_its_tokens_stand_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    source = write_jsonl(tmp_path / "own.jsonl", {"tokens": [["a", "b"]], "ner_tags": [["O", "X"]]})
+    with pytest.raises(
+        UserError, match="does not say where in a text its tokens stand, as tags of words need"
+    ):
+        read_data(source, tokenizer, None)
 
 
 def test_many_rows_are_tokenized_part_by_part(

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from fffconvert import estimate as module
 from fffconvert.cli import main
 from fffconvert.errors import UserError
-from fffconvert.estimate import FITTING, Work, estimate, fitting, seconds_of
+from fffconvert.estimate import FITTING, Workload, estimate, fitting, seconds_of
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(2, 4)
@@ -84,7 +84,7 @@ def test_a_dry_run_refuses_more_leaves_than_there_are_tokens(home: Path) -> None
 
 
 def test_a_head_that_chooses_among_texts_is_foretold() -> None:
-    found = estimate(transformers.BertForMultipleChoice, tiny_config(), TREE, "inputs", Work(100))
+    found = estimate(transformers.BertForMultipleChoice, tiny_config(), TREE, "inputs", Workload(100))
     assert all(seconds > 0 for seconds in found.seconds.values())
 
 
@@ -102,9 +102,9 @@ def test_dry_run_with_a_head_that_is_still_to_be_made(home: Path) -> None:
     assert set(found["seconds"]) == {"calibration", "trees", "fine-tuning", "distillation"}
 
 
-def test_time_and_memory_grow_with_the_work() -> None:
-    def found(**work: int) -> module.Estimate:
-        return estimate(transformers.BertModel, tiny_config(), TREE, "inputs", Work(**work))
+def test_time_and_memory_grow_with_the_workload() -> None:
+    def found(**workload: int) -> module.Estimate:
+        return estimate(transformers.BertModel, tiny_config(), TREE, "inputs", Workload(**workload))
 
     few, many = found(calibration_tokens=1000), found(calibration_tokens=1_000_000)
     assert many.memory_bytes - few.memory_bytes == FITTING * 999_000 * 16 * 4
@@ -117,7 +117,7 @@ def test_time_and_memory_grow_with_the_work() -> None:
 def test_glu_counts_in_neurons_with_gates() -> None:
     """Of three vectors: a router is one, a linear neuron two."""
     head, config = transformers.ModernBertForSequenceClassification, tiny_config("modernbert")
-    made = estimate(head, config, replace(TREE, linear=True), "random", Work(calibration_tokens=64))
+    made = estimate(head, config, replace(TREE, linear=True), "random", Workload(calibration_tokens=64))
     assert made.active_neurons == pytest.approx((2 * 4 + 2) / 3)
     assert made.share == pytest.approx((2 * 4 + 2) / 3 / 32)
 
@@ -130,7 +130,7 @@ def test_shared_ffn_is_fitted_on_all_its_uses() -> None:
             tiny_config("albert", num_hidden_layers=n_layers),
             TREE,
             "random",
-            Work(calibration_tokens=64),
+            Workload(calibration_tokens=64),
         )
         for n_layers in (4, 8)
     }
@@ -139,8 +139,8 @@ def test_shared_ffn_is_fitted_on_all_its_uses() -> None:
 
 
 def test_half_precision_is_half_the_file() -> None:
-    whole = estimate(transformers.BertModel, tiny_config(), TREE, "inputs", Work(100))
-    half = estimate(transformers.BertModel, tiny_config(dtype=torch.float16), TREE, "inputs", Work(100))
+    whole = estimate(transformers.BertModel, tiny_config(), TREE, "inputs", Workload(100))
+    half = estimate(transformers.BertModel, tiny_config(dtype=torch.float16), TREE, "inputs", Workload(100))
     assert half.bytes_after * 2 == whole.bytes_after
 
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_converted_is_refused(home: Path) -> None:
 
     converted = config_class(FAMILIES["bert"])(fff=TREE.to_dict())
     with pytest.raises(UserError, match="converted already"):
-        estimate(transformers.BertModel, converted, TREE, "inputs", Work(100))
+        estimate(transformers.BertModel, converted, TREE, "inputs", Workload(100))
     wide = CliRunner().invoke(main, ["convert", "dense", "no", "--leaf-width", "99", "--dry-run"])
     assert wide.exit_code == 1
     assert "tree.leaf_width is 99; expected at most 32 for this model" in wide.output

@@ -103,7 +103,7 @@ def test_the_benchmark_times_both_models_as_they_are(graphs):
     dense, model, folder, absent = graphs
     assert absent == {}
     ids = torch.randint(5, 60, (3, 9))  # another batch and length than they were tried on
-    exact, rounded, ours = (torch.tensor(onnx.run(folder, name, ids, 1)()[0]) for name in onnx.NAMES)
+    exact, rounded, ours = (torch.tensor(onnx.runner(folder, name, ids, 1)()[0]) for name in onnx.NAMES)
     with torch.no_grad():
         expected = dense(input_ids=ids).logits
         torch.testing.assert_close(ours, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)

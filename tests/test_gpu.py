@@ -100,7 +100,6 @@ def test_grouped_training_equals_reference(name: str, n_tokens: int) -> None:
     assert_same(gradients(forward, x, weights, "gelu"), expected)
 
 
-def test_the_door_says_why() -> None:
+def test_the_door_knows_whether_it_can_serve() -> None:
     state = kernels.status()["gpu"]
     assert state.available == (DEVICE == "cuda" and find_spec("triton") is not None)
-    assert ("no GPU" in state.reason) or ("triton" in state.reason) or state.available

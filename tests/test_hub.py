@@ -125,6 +125,20 @@ def test_hub_that_cannot_be_reached_is_one_line(
     assert "\n" not in str(told.value)
 
 
+def test_vocabularies_of_tokenizers_that_are_no_tokenizer_json(folder: Path) -> None:
+    vocabularies = {"vocab.txt", "bpe.codes", "sentencepiece.bpe.model"}
+    for name in vocabularies:
+        (folder / name).touch()
+    assert push(folder, "user/fast-bert", dry_run=True).files.keys() >= vocabularies
+
+
+def test_a_name_without_a_user_is_refused(hub: Hub, folder: Path) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=r"'fast-bert' names no user or organization; expected user/name"):
+            push(folder, "fast-bert", dry_run=dry_run)
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize("name", ["a b", "user/name/more", "user/na--me", "../etc"])
 def test_name_that_no_repository_can_have_is_refused(name: str, hub: Hub, folder: Path) -> None:
     with pytest.raises(UserError, match=r"cannot name a repository .*; expected user/name"):
@@ -139,7 +153,7 @@ def test_folder_without_a_converted_model_is_refused(
     folder_of: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(UserError, match="does not hold a converted model"):
+    with pytest.raises(UserError, match="is dense; expected a converted model"):
         push(Path(folder_of(classifier)), "user/name")
     with pytest.raises(UserError, match="user/name is no folder; expected one that fffconvert wrote"):
         push(Path("user/name"), "user/name")  # which the Hub may have

@@ -121,7 +121,7 @@ def test_what_onnx_runtime_runs_is_timed_and_what_it_cannot_run_has_a_reason(
     monkeypatch.setattr(onnx, "write_optimized", write)
     monkeypatch.setattr(onnx, "write_int8", lambda file, output: output.write_bytes(file.read_bytes()))
     monkeypatch.setattr(onnx, "check", lambda *_: None)
-    monkeypatch.setattr(onnx, "run", lambda *_: lambda: [None])
+    monkeypatch.setattr(onnx, "runner", lambda *_: lambda: [None])
     found = measure(student, sizes=((1, 4),), layer_tokens=(), others=True)
     assert tried == ["ONNX-Runtime.onnx", "converted-ONNX-Runtime.onnx"]
     assert found.absent == {"converted ONNX Runtime": "not exported: ValueError no way"}

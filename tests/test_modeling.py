@@ -33,12 +33,11 @@ import fffconvert
 from fffconvert import modeling
 from fffconvert.conversion import convert, untrained_student
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES, family_of
+from fffconvert.families import FAMILIES, family_behind, family_of
 from fffconvert.fff import FFF
 from fffconvert.modeling import (
     config_class,
     config_with,
-    converted_family,
     dense_class_of,
     dense_neurons,
     is_converted,
@@ -196,7 +195,7 @@ def test_what_a_configuration_says(
 ) -> None:
     assert is_converted(student.config)
     assert not is_converted(classifier.config)
-    assert converted_family(student.config) is FAMILIES["bert"]
+    assert family_behind(student.config) is FAMILIES["bert"]
     assert shape_of(student.config) == TREE
     assert dense_neurons(student.config) == dense_neurons(classifier.config) == 32
     assert dense_class_of(type(student)) is BertForSequenceClassification
@@ -248,10 +247,6 @@ def test_other_dtypes(
     loaded = AutoModelForSequenceClassification.from_pretrained(folder_of(changed))
     assert loaded.dtype == dtype
     assert_same_model(changed, loaded)
-
-
-def test_half_is_half(student: PreTrainedModel) -> None:
-    assert {p.dtype for p in student.half().parameters()} == {torch.float16}
 
 
 def test_deepcopy_and_pickle(student: PreTrainedModel) -> None:

@@ -219,17 +219,17 @@ def run_and_hold(recipe: Recipe, output: Path, data_dir: Path, resume: bool, hel
             output.with_name(held).touch()
             time.sleep(600)
 
-    report, distill = training.report, pipeline_module.distill
+    log_step, distill = training.log_step, pipeline_module.distill
 
-    def report_and_hold(accelerator: object, figures: object, step: int, *rest, **more) -> None:
-        report(accelerator, figures, step, *rest, **more)
+    def log_and_hold(accelerator: object, figures: object, step: int, *rest, **more) -> None:
+        log_step(accelerator, figures, step, *rest, **more)
         hold(f"step {step} of {'teacher' if 'loss' in figures else 'student'}")
 
     def hold_and_distill(*arguments, **more) -> None:
         hold(f"start of {more['checkpoints'].stem}")
         distill(*arguments, **more)
 
-    training.report, pipeline_module.distill = report_and_hold, hold_and_distill
+    training.log_step, pipeline_module.distill = log_and_hold, hold_and_distill
     run(recipe, output, data_dir=data_dir, resume=resume)
 
 
@@ -445,6 +445,13 @@ def test_a_run_that_cannot_be_leaves_nothing(
         run(replace(recipe, **changes), tmp_path / "out", data_dir=glue)
     assert "\n" not in str(caught.value)
     assert names_in(tmp_path) == before
+
+
+def test_a_run_of_a_converted_model_is_refused(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
+    run(recipe, tmp_path / "first", data_dir=glue)
+    with pytest.raises(UserError, match="converted already; expected a dense model"):
+        run(replace(recipe, model=str(tmp_path / "first")), tmp_path / "out", data_dir=glue)
+    assert not (tmp_path / "out.work").exists()
 
 
 def test_a_teacher_may_lie_beside_the_output_where_none_is_made(

@@ -16,7 +16,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 from fffconvert import projection
 from fffconvert.conversion import convert
 from fffconvert.families import FAMILIES, layers_of
-from fffconvert.projection import Projection, WithOneDNN, fits, linear, product
+from fffconvert.projection import Projection, WithOneDNN, linear, onednn_serves, product
 from fffconvert.tree import TreeShape
 
 needs_onednn = pytest.mark.skipif(
@@ -109,7 +109,7 @@ def test_autocast_gradients_and_parts_of_matrices_are_left_to_linear(asked: list
     layer(x).sum().backward()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
-    assert not fits(x, torch.randn(6, 48)[:, :24], None)  # a thousand times as long
+    assert not onednn_serves(x, torch.randn(6, 48)[:, :24], None)  # a thousand times as long
     assert not asked
 
 

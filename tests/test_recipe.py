@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -138,7 +138,16 @@ def test_overrides_win_and_reach_inside(load) -> None:
 
 def test_an_override_can_take_a_section_away(load) -> None:
     assert load({**SHORTEST, "finetune": {"epochs": 2}}, "finetune=null").finetune is None
-    assert load({**SHORTEST, "finetune": None}, "finetune.epochs=2").finetune == Training(epochs=2)
+    assert load({**SHORTEST, "finetune": None}, "finetune.epochs=2").finetune == replace(FINETUNE, epochs=2)
+
+
+def test_keys_may_be_merged_from_elsewhere(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "model: m\ntask: sst2\nfinetune: &all {epochs: 4}\ndistill: {<<: *all, batch_size: 8}\n",
+        encoding="utf-8",
+    )
+    assert load_recipe(file).distill == Training(epochs=4, batch_size=8)
 
 
 # ---- What it may not: each mistake has one line that names the key and what was expected

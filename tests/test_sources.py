@@ -176,6 +176,24 @@ def test_a_quote_that_nobody_closes_is_text_in_a_tsv(tmp_path: Path) -> None:
     assert found["text"] == ['a "good" film']
 
 
+def test_files_of_a_folder_are_read_as_files_alone_are(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.tsv").write_text('text\tlabel\n"good film\tNA\nnull\t0\nfine" film\t0\n')
+    for rows in load_source(DataSource(str(tmp_path))).values():
+        assert rows["text"] == ['"good film', "null", 'fine" film']
+        assert rows["label"] == ["NA", "0", "0"]
+    (tmp_path / "test.tsv").write_text("text\tlabel\ngood\tfilm\t1\n")
+    with pytest.raises(UserError, match=r"test.tsv names 2 columns and its first row has 3"):
+        load_source(DataSource(str(tmp_path)))
+
+
+def test_a_long_cell_and_an_empty_line_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text(f"\ntext,label\n{'a' * 200_000},1\n")
+    (found,) = load_source(DataSource(str(file))).values()
+    assert len(found["text"][0]) == 200_000
+
+
 def test_more_columns_than_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("text,label\ngood, film,1\nbad, book,0\n")
     with pytest.raises(UserError, match=r"own.csv names 2 columns and its first row has 3; expected as many"):

@@ -174,7 +174,7 @@ def test_number_of_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps: list[int] = []
-    monkeypatch.setattr(training, "report", lambda _a, _f, step, *_, **__: steps.append(step))
+    monkeypatch.setattr(training, "log_step", lambda _a, _f, step, *_, **__: steps.append(step))
     settings = replace(SETTINGS, epochs=2, gradient_accumulation=accumulation)
     finetune(classifier, tokenizer, rows_for(tokenizer), settings)
     per_epoch = -(-11 // accumulation)  # 92 rows make 11 whole batches of 8
@@ -278,15 +278,15 @@ def test_a_tracker_that_cannot_serve_is_refused(
 
 def train_and_hold(kind: str, folder: str, teacher: str, checkpoints: Path, settings: Training) -> None:
     """Trains in a process of its own, and stands still between two checkpoints until it is killed."""
-    report = training.report
+    log_step = training.log_step
 
-    def report_and_hold(accelerator: object, figures: object, step: int, *rest, **more) -> None:
-        report(accelerator, figures, step, *rest, **more)
+    def log_and_hold(accelerator: object, figures: object, step: int, *rest, **more) -> None:
+        log_step(accelerator, figures, step, *rest, **more)
         if step == HOLD_AT:
             (checkpoints / "holding").touch()
             time.sleep(600)
 
-    training.report = report_and_hold
+    training.log_step = log_and_hold
     train_in_full(kind, folder, teacher, checkpoints, settings)
 
 
@@ -338,15 +338,15 @@ def test_a_killed_run_that_is_resumed_ends_with_the_same_weights(
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends the next training run after some steps, as Ctrl-C does."""
-    report = training.report
+    log_step = training.log_step
 
-    def report_and_interrupt(accelerator: object, figures: object, now: int, *rest, **more) -> None:
-        report(accelerator, figures, now, *rest, **more)
+    def log_and_interrupt(accelerator: object, figures: object, now: int, *rest, **more) -> None:
+        log_step(accelerator, figures, now, *rest, **more)
         if now == step:
-            monkeypatch.setattr(training, "report", report)
+            monkeypatch.setattr(training, "log_step", log_step)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "report", report_and_interrupt)
+    monkeypatch.setattr(training, "log_step", log_and_interrupt)
 
 
 @pytest.fixture
