@@ -80,7 +80,7 @@ def say_if_cut(what: str, lengths: Iterable[int], limit: int) -> None:
     if sum(cut) > FEW_CUT * len(cut):
         say(
             f"{what}: {sum(cut):,} of {len(cut):,} texts reach {limit} tokens and are cut there; --max-length "
-            "reads further, as far as the model can"
+            "(in a recipe: max_length) reads further, as far as the model can"
         )
 
 

@@ -86,7 +86,7 @@ def example_for(
     """What a model's pipeline may be asked: a text, one with a mask, or a pair where it was judged by pairs."""
     if kind_of(config) == "masked":
         return f"Trees are {mask_token}."
-    if scores and scores["task"] in TASKS and len(TASKS[scores["task"]].columns) == 2:
+    if scores and len(scores.get("columns", ())) == 2:
         return {"text": "Trees are fast.", "text_pair": "Trees are slow."}
     return "Trees are fast."
 

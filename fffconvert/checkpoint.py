@@ -212,8 +212,22 @@ def load_weights(name: str, config: PreTrainedConfig, cls: Any, new_head: bool =
         and all(key.startswith("pooler.") for key in info["missing_keys"])
     ):
         model.pooler, info["missing_keys"] = None, set()  # an encoder that was saved without one
+    encoder = transformers.MODEL_MAPPING[type(config)]
+    lost_head = info["missing_keys"] and not any(in_encoder(config, key) for key in info["missing_keys"])
+    if lost_head and not new_head and cls is not encoder and read_modules(name) is not None:
+        return load_weights(name, config, encoder)  # of sentence-transformers, made from a model with a head
     check_weights(name, model, info, new_head)
     return cast(PreTrainedModel, model)
+
+
+def in_layers(config: PreTrainedConfig, key: str) -> bool:
+    """Whether a weight is one of the encoder's layers, by its name."""
+    return f".{family_behind(config).layers.partition('.*')[0]}." in f".{key}"
+
+
+def in_encoder(config: PreTrainedConfig, key: str) -> bool:
+    """Whether a weight is one of the encoder or its embeddings, by its name."""
+    return in_layers(config, key) or (".embeddings." in f".{key}" and "position_ids" not in key)
 
 
 def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_head: bool) -> None:
@@ -226,21 +240,16 @@ def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_h
         new_head: Whether weights outside the encoder and its embeddings may be new.
     """
     config = model.config
-    layers = family_behind(config).layers.partition(".*")[0]
-
-    def in_encoder(key: str) -> bool:
-        return f".{layers}." in f".{key}" or (".embeddings." in f".{key}" and "position_ids" not in key)
-
     for key, stored, expected in sorted(info["mismatched_keys"]):
-        if in_encoder(key) or not new_head:
+        if in_encoder(config, key) or not new_head:
             raise UserError(
                 f"{name}: {key} is {list(stored)} in the weights and {list(expected)} by config.json; "
                 "expected the same shape"
             )
-    missing = sorted(key for key in info["missing_keys"] if in_encoder(key) or not new_head)
+    missing = sorted(key for key in info["missing_keys"] if in_encoder(config, key) or not new_head)
     if missing:
         raise UserError(f"{name}: the weights lack {missing[0]}{and_more(missing)} that config.json asks for")
-    unexpected = sorted(key for key in info["unexpected_keys"] if f".{layers}." in f".{key}")
+    unexpected = sorted(key for key in info["unexpected_keys"] if in_layers(config, key))
     if unexpected:
         raise UserError(
             f"{name}: the weights hold {unexpected[0]}{and_more(unexpected)} that config.json has no place for"
@@ -313,7 +322,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def save(
-    loaded: Loaded, folder: Path | str, recipe: Recipe | None = None, report: dict[str, Any] | None = None
+    loaded: Loaded,
+    folder: Path | str,
+    recipe: Recipe | None = None,
+    report: dict[str, Any] | None = None,
+    title: str | None = None,
 ) -> None:
     """Writes a model as a folder that stock `transformers` loads.
 
@@ -326,6 +339,7 @@ def save(
         folder: Must not exist, or be empty.
         recipe: How it was made.
         report: What was measured.
+        title: What its card calls it; the folder's name if not given.
 
     Raises:
         UserError: For a folder that is not empty.
@@ -354,7 +368,7 @@ def save(
         if converted:
             card = model_card(
                 loaded.model.config,
-                name=folder.name,
+                name=title or folder.name,
                 origin=loaded.name,
                 mask_token=loaded.tokenizer.mask_token,
                 sentence=loaded.sentence is not None,
@@ -362,7 +376,7 @@ def save(
                 recipe=recipe is not None,
             )
         else:
-            card = dense_card(folder.name, loaded.name)
+            card = dense_card(title or folder.name, loaded.name)
         (beside / "README.md").write_text(str(card), encoding="utf-8")
 
 

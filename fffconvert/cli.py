@@ -67,7 +67,7 @@ class Cli(click.Group):
         except KeyboardInterrupt:
             trains = ctx.invoked_subcommand in ("run", "finetune", "distill")
             how = " with --resume" if ctx.invoked_subcommand == "run" else ""
-            again = f"; it goes on from its last checkpoint when the same command is given again{how}"
+            again = f"; where it has written a checkpoint, the same command goes on from there{how}"
             more = again if trains else ""
             fail(f"interrupted{more}", code=130)
         except click.UsageError as error:
@@ -171,8 +171,13 @@ def run(
     recipe = load_recipe(recipe_file, (*overrides, *named))
     quiet_libraries()
     from fffconvert import checkpoint, evaluation, pipeline
+    from fffconvert.accelerator import check_tracker
 
     if dry_run:
+        if log_with:
+            check_tracker(log_with)
+        if not resume:
+            pipeline.check_outputs(recipe, output)
         found = pipeline.plan(recipe, data_dir).to_dict()
         write_json(json_file, found)
         show_estimate(recipe.model, found)
@@ -359,6 +364,8 @@ def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
     task = calibration if calibration in TASKS else None
     if calibration is not None and task is None and not Path(calibration).is_file():
         raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
+    if calibration is not None and data is not None:
+        raise UserError("--calibration and --data are both given; expected one of them")
     return asked_for(task, None if task else calibration, data)
 
 

@@ -82,7 +82,7 @@ def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labell
         if label is None:
             raise UserError(
                 f"{asked.path}: which column holds the labels? It has {', '.join(rows.column_names)}; "
-                "name it with --label-column"
+                "name it with --label-column (in a recipe: data.label)"
             )
         kind = kind_of_labels(asked, rows, label)
     columns = text_columns(asked, rows, kind, label)
@@ -135,7 +135,8 @@ def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
         return "tokens" if words or _usual(rows, ("tokens", "words")) else "multi-label"
     if label.lower() in ("ner_tags", "tags"):
         return "tokens"  # as text with spaces between, in a CSV file
-    return "regression" if isinstance(feature, Value) and "float" in feature.dtype else "classification"
+    number = isinstance(feature, Value) and ("float" in feature.dtype or "decimal" in feature.dtype)
+    return "regression" if number else "classification"
 
 
 def holds_answers(feature: Any) -> bool:
@@ -170,7 +171,7 @@ def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | Non
         wanted = "question and which its context" if kind == "question" else "text"
         raise UserError(
             f"{source.path}: which column holds the {wanted}? It has {', '.join(rows.column_names)}; "
-            "name it with --text-column"
+            "name it with --text-column (in a recipe: data.text)"
         )
     return (usual or textual[0],)
 
@@ -228,7 +229,9 @@ def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
 
 def say_what_was_chosen(task: Task, rows: Dataset, labelled: bool) -> None:
     """One line about which columns are what, and what follows where labels were wanted and none were found."""
-    missing = "no column of labels (--label-column names one), so the teacher is the judge"
+    missing = (
+        "no column of labels (--label-column, in a recipe data.label, names one), so the teacher is the judge"
+    )
     labels = f"labels from {task.label!r}" if task.label else missing if labelled else "labels are not needed"
     by_number = task.label is not None and isinstance(next(iter(rows[task.label]), None), int | float)
     numbered = [name if name == str(n) else f"{n} = {name}" for n, name in enumerate(task.labels)]

@@ -26,6 +26,7 @@ from fffconvert.modeling import (
     model_class,
     refuse_converted,
 )
+from fffconvert.modes import by_default
 from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_seed
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
@@ -62,6 +63,7 @@ class Conversion:
     layers: list[LayerFit]
 
 
+@by_default()
 @torch.inference_mode(mode=False)  # the caller may have it on, and then nothing can be differentiated
 def convert(
     model: PreTrainedModel,

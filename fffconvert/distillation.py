@@ -19,7 +19,7 @@ from fffconvert.fff import FFF
 from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
-from fffconvert.tasks import TOKEN_LOGITS, labels_of, reordered
+from fffconvert.tasks import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.training import train
 
 EMBEDDING_WEIGHT = 60.0
@@ -102,6 +102,7 @@ def distill(
         UserError: If student and teacher do not fit each other, and for a student without trees or in int8.
         UserError, NotWritten: As `fffconvert.training.train` does.
     """
+    check_judgeable(as_saved(student), class_name(student))
     check_pair(student, teacher)
     if getattr(student.config, "int8_projections", False):
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")

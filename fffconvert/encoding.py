@@ -105,6 +105,12 @@ def tokenized(
 
     for name in task.columns:
         texts_in(task, rows, name)  # a row without text has no place in a batch
+    if task.label is not None and task.kind in ("classification", "regression"):
+        given = list(rows[task.label])
+        if None in given:
+            raise UserError(
+                f"{task.name}: row {given.index(None)} has no label in column {task.label!r}; expected one"
+            )
     code = coder(task, rows)
     # a new column would be cast to the type of an old one of its name
     needed = {name: f"given {name}" for name in (*task.columns, task.label) if name is not None}
@@ -192,7 +198,7 @@ def say_what_was_cut(task: Task, answers: Sequence[Any], ends: Sequence[int], ma
     if n_cut := n_answers - sum(end > 0 for end in ends):
         say(
             f"{task.name}: {n_cut} of {n_answers} answers end past token {max_length} and count as no answer; "
-            "a larger --max-length reads further"
+            "a larger --max-length (in a recipe: max_length) reads further"
         )
 
 

@@ -168,6 +168,11 @@ class Judge:
                 f"{self.task.name} asks for a model {head} ({self.task.kind}); this one is a {ours}"
             )
         if self.teacher is not None:
+            if head == "" and "For" in class_name(self.teacher):
+                raise UserError(
+                    f"the model has no head ({ours}) and the teacher has one ({class_name(self.teacher)}); "
+                    "expected the encoder that the model was made from"
+                )
             check_pair(model, self.teacher)
         scores = self.score_outputs(model)
         if self.teacher is None:

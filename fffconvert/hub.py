@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -79,10 +79,16 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
         ) from error
     if "/" not in repo_id:  # made for whoever is logged in, and then looked for elsewhere
         raise UserError(f"{repo_id!r} names no user or organization; expected user/name")
-    files = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)})
+    names = sorted(
+        str(path.relative_to(folder))
+        for pattern in PUBLISHED
+        for path in folder.glob(pattern)
         if path.is_file()
+    )
+    sent = {name: content_of(folder / name, repo_id) for name in dict.fromkeys(names)}
+    files = {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for name, content in sent.items()
     }
     if not any(name.endswith(".safetensors") for name in files):
         raise UserError(f"{folder} holds no weights; expected model.safetensors beside its config.json")
@@ -93,10 +99,9 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=list(files),
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in sent.items()],
             commit_message="Upload a model converted by fffconvert",
         )
     except Exception as error:  # connection, proxy, token and Hub errors share no base class
@@ -105,3 +110,14 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
             "(hf auth login)?"
         ) from error
     return Push(repo_id, files, str(commit))
+
+
+def content_of(file: Path, repo_id: str) -> Path | bytes:
+    """What is sent of a file: the file, or a card whose example loads the model from the repository."""
+    if file.name != "README.md":
+        return file
+    try:
+        name = ModelCard.load(file).data["model_name"]
+    except Exception:  # noqa: BLE001 - a card of one's own may hold anything, and goes as it is
+        return file
+    return file.read_text(encoding="utf-8").replace(f'"{name}"', f'"{repo_id}"').encode()

@@ -21,6 +21,22 @@ def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def by_default() -> Iterator[None]:
+    """Has PyTorch compute in float32, whatever its default and autocast are, and draw what nobody else draws."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            torch.random.fork_rng(devices=[]),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switches dropout off for a while."""
     modes = [(module, module.training) for module in model.modules()]

@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from fffconvert.accelerator import process_state, wait_for_everyone
-from fffconvert.calibration import Calibration, calibrate, read_batches, tokens_in
+from fffconvert.accelerator import check_tracker, process_state, wait_for_everyone
+from fffconvert.calibration import Calibration, calibrate, read_batches, readable_length, tokens_in
 from fffconvert.checkpoint import (
     RECIPE,
     Loaded,
@@ -43,6 +43,7 @@ from fffconvert.latency import benchmark
 from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import MAX_LENGTH, Init, Recipe
 from fffconvert.resumption import LOCK, alone_in, digest_of_rows, digest_of_weights, forget, write_whole
+from fffconvert.sentence import read_modules
 from fffconvert.sources import Asked, asked_for
 from fffconvert.tasks import Task, check_head, check_judgeable
 from fffconvert.tree import REMOVED, TreeShape, narrow
@@ -89,6 +90,8 @@ def run(
         UserError: For anything that is wrong with the recipe, its model, its data or the folders.
     """
     output, data_dir = Path(output), Path(data_dir) if data_dir is not None else None
+    if log_with:
+        check_tracker(log_with)  # which else waits for the conversion
     work = open_work(recipe, output, resume)
     with alone_in(work):
         if is_main_process():
@@ -134,13 +137,11 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     """The folder for work in progress: a new one, or that of the run to resume."""
     ended = resume and is_of(recipe, output)
     if not ended:
-        refuse_existing(output)
+        check_outputs(recipe, output)
     work = output.with_name(f"{output.name}.work")
     saved = work / RECIPE
     if is_main_process():
-        if recipe.finetune is not None and not ended:
-            refuse_existing(teacher_folder(output))
-        if resume and not saved.exists():
+        if resume and not saved.exists() and not ended:
             raise UserError(f"{work} holds no run to resume; leave --resume out")
         if saved.exists():
             with alone_in(work):  # which says so where that run is still at work
@@ -157,6 +158,13 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     return work
 
 
+def check_outputs(recipe: Recipe, output: Path) -> None:
+    """Raises a `UserError` where something is in the way of what a run writes."""
+    refuse_existing(output)
+    if recipe.finetune is not None:
+        refuse_existing(teacher_folder(output))
+
+
 def is_of(recipe: Recipe, folder: Path) -> bool:
     """Whether a folder was made by a recipe."""
     saved = folder / RECIPE
@@ -168,6 +176,7 @@ def check_inputs(stages: Stages) -> None:
     found = {
         "teacher": digest_of_weights(stages.teacher.model),
         "data": digest_of_rows(stages.data.rows),
+        "evaluation data": {split: digest_of_rows(rows) for split, rows in stages.data.validations.items()},
     }
     file = stages.work / INPUTS
     if file.exists():
@@ -206,6 +215,9 @@ def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path |
     asked = asked_for(recipe.task, recipe.text, recipe.data)
     config = load_config(name)
     refuse_converted(config)
+    modules = None if new_head else read_modules(name)
+    if modules is not None:
+        modules.pooling()  # needs a library: better said now than after the conversion
     if not new_head and isinstance(asked, Task):
         check_head(asked, config, recipe.model)
     elif not new_head:
@@ -219,7 +231,7 @@ def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path |
         held_out=recipe.held_out,
         max_length=recipe.max_length,
         seed=recipe.seed,
-        prompt=prompt_of(name),
+        prompt="" if modules is None else modules.prompt,
     )
 
 
@@ -268,10 +280,10 @@ def plan_conversion(
         max_length: Tokens that a text is cut at.
     """
     config = load_config(model)
-    head = head_class(model, config)
+    head, tokenizer = head_class(model, config), load_tokenizer(model, config)
+    readable_length(tokenizer, config, max_length)
     if asked is not None:
         texts = read_texts(asked, config, data_dir, prompt_of(model))
-        tokenizer = load_tokenizer(model, config)
         batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
         calibration_tokens = min(calibration_tokens, tokens_in(batches))
         check_tree(tree, init, calibration_tokens)
@@ -290,7 +302,7 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
             checkpoints=work / f"{TEACHER}.checkpoints",
             log_with=log_with,
         )
-        save(base, work / TEACHER)
+        save(base, work / TEACHER, title=teacher_folder(work.with_suffix("")).name)
         wait_for_everyone()
         forget(work / f"{TEACHER}.checkpoints")
     return base
@@ -355,7 +367,8 @@ class Stages:
             log_with=self.log_with,
             pooling=self.teacher.pooling,
         )
-        report = {"scores": self.judge(model).to_dict(), **read_report(str(start))}
+        scores = {**self.judge(model).to_dict(), "columns": list(self.data.task.columns)}
+        report = {"scores": scores, **read_report(str(start))}
         save(replace(self.teacher, model=model), self.work / name, report=report)
         wait_for_everyone()
         if is_main_process():

@@ -150,6 +150,8 @@ class Recipe:
         for name in ("calibration_tokens", "held_out", "train_rows", "max_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if len(set(self.controls)) < len(self.controls):
+            raise UserError(f"controls are {', '.join(self.controls)}; expected each once")
         if self.min_retention is not None and not 0 < self.min_retention <= 1:
             raise UserError(f"min_retention is {self.min_retention}; expected a share such as 0.98")
         check_seed(self.seed)

@@ -90,7 +90,9 @@ def _train_name(source: DataSource, found: DatasetDict) -> str:
 
 def several_splits(source: DataSource, found: DatasetDict) -> UserError:
     """What says that data has several splits and none was named."""
-    return UserError(f"{source.path} has the splits {', '.join(found)}; say which with --split")
+    return UserError(
+        f"{source.path} has the splits {', '.join(found)}; say which with --split (in a recipe: data.train)"
+    )
 
 
 def _split(source: DataSource, found: DatasetDict, name: str) -> Dataset:
@@ -154,9 +156,11 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
             )
         if saved:
             return load_from_disk(str(path))
+        texts = sorted(path.rglob("*.txt"))
         tables = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in READERS]
         only_csv = {READERS[file.suffix.lower()] for file in tables} == {"csv"}
-        return load_dataset(str(path), source.subset, **(csv_options(tables) if only_csv else {}))
+        found = load_dataset(str(path), source.subset, **(csv_options(tables) if only_csv else {}))
+        return found if tables or not texts else DatasetDict({n: without_blanks(r) for n, r in found.items()})
     if path.is_file() and suffix == ".txt":
         return Dataset.from_dict({"text": list(read_lines(path))})
     if path.is_file() and reader is not None:
@@ -168,6 +172,12 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
             f"a file that ends with {', '.join(READERS)} or .txt, or the id of a dataset on the Hub"
         )
     return load_dataset(source.path, source.subset)
+
+
+def without_blanks(rows: Dataset) -> Dataset:
+    """The lines of text files as `read_lines` has them."""
+    texts = [text.strip().removeprefix("\ufeff") for text in rows["text"]]
+    return Dataset.from_dict({"text": [text for text in texts if text]})
 
 
 def csv_options(files: list[Path]) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def loader_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batches: BatchS
 def optimizer_of(model: nn.Module, settings: Training, n_steps: int) -> tuple[Optimizer, LRScheduler]:
     """AdamW, and its rate over the steps: up to the peak, then linearly down to 0."""
     groups = parameter_groups(model, settings.learning_rate)
+    if not groups:
+        raise UserError("no parameter of the model requires a gradient; expected some to train")
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     return optimizer, get_scheduler("linear", optimizer, int(settings.warmup * n_steps), n_steps)
 
@@ -122,8 +124,8 @@ def train(
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
     Raises:
-        UserError: For no rows, a batch that the processes cannot share out, a loss that is not finite, checkpoints of
-            another run, or a tracker that is unknown or not installed.
+        UserError: For no rows, no parameter to train, a batch that the processes cannot share out, a loss or gradient
+            that is not finite, checkpoints of another run, or a tracker that is unknown or not installed.
         NotWritten: For a checkpoint that cannot be written.
     """
     checkpoints = Path(checkpoints) if checkpoints is not None else None
@@ -157,7 +159,11 @@ def train(
                 value, figures = loss(wrapped, batch)
                 accelerator.backward(value * (together / in_step))  # Accelerate divides by `together`
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(wrapped.parameters(), settings.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.max_grad_norm)
+                    if norm is not None and accelerator.scaler is None and not torch.isfinite(norm):
+                        raise diverged(
+                            step + 1
+                        )  # before the weights are no numbers, and a checkpoint holds them
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
@@ -216,6 +222,13 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
+def diverged(step: int) -> UserError:
+    """What says that training cannot go on."""
+    return UserError(
+        f"the loss or its gradient is not finite at step {step}: training diverged; lower the learning_rate"
+    )
+
+
 def log_step(
     accelerator: Accelerator,
     figures: dict[str, Tensor],
@@ -226,7 +239,7 @@ def log_step(
     """Moves the progress bar on and logs; refuses to go on from a loss that is not finite."""
     values: dict[str, Any] = {name: float(figure.detach()) for name, figure in figures.items()}
     if not all(abs(value) < float("inf") for value in values.values()):
-        raise UserError(f"the loss is not finite at step {step}: training diverged; lower the learning_rate")
+        raise diverged(step)
     advance("  ".join(f"{name} {value:.3f}" for name, value in values.items()))
     if logged:
         accelerator.log(values, step=step)

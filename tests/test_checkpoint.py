@@ -73,11 +73,24 @@ def test_the_cards_snippet_runs(kind, tokenizer, tmp_path, monkeypatch, capsys):
 
 def test_the_card_of_a_model_of_pairs_asks_for_a_pair(tokenizer, tmp_path, monkeypatch):
     loaded = Loaded("user/dense", converted("BertForSequenceClassification"), tokenizer)
-    save(loaded, tmp_path / "made", report={**scores_of("mrpc"), "table": []})
+    report = scores_of("mrpc")
+    report["scores"]["columns"] = ["premise", "hypothesis"]
+    save(loaded, tmp_path / "made", report={**report, "table": []})
     monkeypatch.chdir(tmp_path)
     snippet = snippet_of((tmp_path / "made" / "README.md").read_text(encoding="utf-8"))
     assert '"text_pair"' in snippet
     exec(snippet, {})
+
+
+def test_a_card_without_the_control_speaks_of_no_value(tokenizer, tmp_path):
+    loaded = Loaded("user/dense", converted("BertForSequenceClassification"), tokenizer)
+    row = {"name": "teacher", "active_neurons": 32.0, "share": 1.0, "score": 0.5, "agreement": 1.0}
+    for value, there in ((None, False), (1.0, True)):
+        report = {**scores_of("sst2"), "table": [{**row, "value_kept": value}]}
+        save(loaded, tmp_path / f"made-{value}", report=report)
+        card = (tmp_path / f"made-{value}" / "README.md").read_text(encoding="utf-8")
+        assert ("FFN value kept" in card) is there
+        assert ("| 100% |" in card) is there
 
 
 @pytest.mark.parametrize(("licence", "expected"), [("mit", "mit"), (None, None)])

@@ -532,7 +532,7 @@ def test_text_that_is_none(dense: str, tmp_path: Path) -> None:
         ({"sentence": [1, 2], "label": [0, 1]}, "row 0"),
         ({"sentence": ["a", "b"], "label": [0, -1]}, "-1"),
         ({"sentence": ["a", "b"], "label": [0, 7]}, "7"),
-        ({"sentence": ["a", "b"], "label": [0, None]}, "None in column 'label' is no label"),
+        ({"sentence": ["a", "b"], "label": [0, None]}, "row 1 has no label in column 'label'"),
     ],
     ids=["missing", "junk", "no_labels", "null", "numbers", "unlabelled", "other_labels", "null_label"],
 )
@@ -615,6 +615,23 @@ def test_a_full_disk(
         assert "could not be" in the_error_in(stderr.read_text())
         stderr.unlink()
         assert listing() == before
+
+
+def test_a_dry_run_refuses_what_the_run_would(dense: str, glue: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"model: {dense}\ntask: sst2\nfinetune: {{epochs: 1}}\n", encoding="utf-8")
+    there = tmp_path / "there-teacher"
+    there.mkdir()
+    (there / "mine.txt").touch()
+    asked = ["run", recipe, "--data-dir", glue, "--dry-run", "--output"]
+    assert "there-teacher exists and is not empty" in fail(*asked, tmp_path / "there")
+    assert f"{dense} exists and is not empty" in fail(*asked, dense)
+    assert "tracker 'nosuch' is unknown" in fail(*asked, tmp_path / "out", "--log-with", "nosuch")
+    short = ["convert", dense, tmp_path / "out", *TREE, "--dry-run"]
+    assert "max_length is 2; expected at least" in fail(*short, "--max-length", 2)
+    Path(dense, "tokenizer.json").unlink()
+    Path(dense, "tokenizer_config.json").unlink()
+    assert "holds no tokenizer" in fail(*short)
 
 
 def test_two_trainings_into_one_output(

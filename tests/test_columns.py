@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import sentences
+from datasets import Dataset
 from own_data import config_for, encoded_labels, write_jsonl
 from transformers import PreTrainedTokenizerFast
 
@@ -77,7 +79,10 @@ def test_a_column_without_any_label_is_none(
         task, _ = read_validations(source, tokenizer, config)
         assert task.label is None
         assert "so the teacher is the judge" in " ".join(capsys.readouterr().err.split())
-        with pytest.raises(UserError, match=f"{blank} in column 'label' is no label"):
+        message = (
+            "row 0 has no label in column 'label'" if blank is None else "-1 in column 'label' is no label"
+        )
+        with pytest.raises(UserError, match=message):
             read_validations(replace(source, label="label"), tokenizer, config)
 
 
@@ -92,6 +97,14 @@ def test_a_usual_name_that_does_not_suit_the_head_hides_no_other(
     source = write_jsonl(tmp_path / "own.jsonl", columns)
     named = config_for("classification", id2label={0: "x", 1: "y"})
     assert read_validations(source, tokenizer, named)[0].label == "category"
+
+
+def test_decimal_numbers_are_numbers(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = Dataset.from_dict({"text": sentences(2), "score": [Decimal("0.50"), Decimal("1.25")]})
+    rows.to_parquet(tmp_path / "own.parquet")
+    data = read_data(DataSource(str(tmp_path / "own.parquet")), tokenizer, None)
+    assert data.task.kind == "regression"
+    assert list(data.rows["labels"]) == [0.5, 1.25]
 
 
 def test_labels_inside_labels_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

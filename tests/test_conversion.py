@@ -200,6 +200,31 @@ def test_inference_mode_changes_nothing(
         converted(own, tokenizer)
 
 
+def test_what_pytorch_is_told_elsewhere_changes_nothing(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> None:
+    def made() -> dict[str, Tensor]:
+        return convert(
+            classifier, tokenizer, texts, TreeShape(2, 3), calibration_tokens=300
+        ).model.state_dict()
+
+    expected, random = made(), torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = made()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_deberta_in_half_precision_stays_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("deberta").bfloat16()
+    made = convert(model, tokenizer, sentences(60), TreeShape(2, 3), calibration_tokens=300).model
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.bfloat16}
+
+
 def test_a_start_that_is_none_is_refused(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:

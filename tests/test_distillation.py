@@ -167,6 +167,14 @@ def test_a_student_without_trees_of_this_package_is_refused(tokenizer: PreTraine
         distill(tiny_model("bert"), tiny_model("bert"), tokenizer, tokenized_texts(sentences(8), tokenizer))
 
 
+def test_a_head_that_judges_every_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Its logits `(n_texts, n_tokens)` are no classes, and some of them are of padding."""
+    dense = tiny_model("electra", "AutoModelForPreTraining")
+    student = convert(dense, tokenizer, sentences(60), TreeShape(2, 2), calibration_tokens=300).model
+    with pytest.raises(UserError, match=r"is FFFElectraForPreTraining, which cannot be judged"):
+        distill(student, dense, tokenizer, tokenized_texts(sentences(8), tokenizer))
+
+
 def test_a_teacher_of_another_type_is_refused() -> None:
     with pytest.raises(
         UserError, match="made of a model of type bert and the teacher's is electra; expected"

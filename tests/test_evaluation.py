@@ -97,6 +97,14 @@ def test_splits_have_any_name_and_some_rows(tokenizer):
             evaluate(model, tokenizer, task, splits)
 
 
+def test_a_teacher_with_a_head_is_no_encoders_teacher(tokenizer):
+    rows = tokenized_texts(sentences(4), tokenizer)
+    encoder, teacher = tiny_model("bert", "AutoModel"), tiny_model("bert")
+    task = Task("text", ("text",), metrics=("cosine",), kind="embedding", label=None)
+    with pytest.raises(UserError, match="has no head \\(BertModel\\) and the teacher has one"):
+        evaluation.evaluate(encoder, tokenizer, task, {"held_out": rows}, teacher)
+
+
 def test_a_head_that_is_not_the_tasks_is_refused(tokenizer):
     rows = tokenized_texts(sentences(6), tokenizer).add_column("labels", [0, 1] * 3)
     encoder = BertModel(tiny_config())

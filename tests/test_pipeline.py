@@ -454,6 +454,36 @@ def test_a_run_of_a_converted_model_is_refused(recipe: Recipe, glue: Path, tmp_p
     assert not (tmp_path / "out.work").exists()
 
 
+def test_other_rows_to_evaluate_on_are_not_mixed_with_those_of_before(
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline_module, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "out", data_dir=glue)
+    file = glue / "sst2" / "validation.parquet"
+    Dataset.from_parquet(str(file)).select(range(10)).to_parquet(file)
+    with pytest.raises(UserError, match=r"holds a run with another evaluation data; resume with that"):
+        run(recipe, tmp_path / "out", data_dir=glue, resume=True)
+
+
+def test_a_tracker_that_is_unknown_is_refused_before_anything_is_made(
+    recipe: Recipe, glue: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="tracker 'nosuch' is unknown to Accelerate"):
+        run(recipe, tmp_path / "out", data_dir=glue, log_with="nosuch")
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_a_run_that_has_ended_may_be_resumed(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
+    tuned = replace(recipe, finetune=Training(epochs=1))
+    first = run(tuned, tmp_path / "out", data_dir=glue)
+    before = names_in(tmp_path)
+    assert run(tuned, tmp_path / "out", data_dir=glue, resume=True) == first
+    assert names_in(tmp_path) == before
+    assert "# out-teacher" in (tmp_path / "out-teacher" / "README.md").read_text()
+
+
 def test_a_teacher_may_lie_beside_the_output_where_none_is_made(
     recipe: Recipe, glue: Path, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_keys_may_be_merged_from_elsewhere(tmp_path: Path) -> None:
         ({3: "x"}, r"my.yaml: unknown key 3; expected one of"),
         ({"tree": {"dpeth": 3}}, r"my.yaml: tree: unknown key 'dpeth'; did you mean 'depth'\?"),
         ({"tree": {"depth": 3}}, r"my.yaml: tree: key 'leaf_width' is missing"),
+        ({"controls": ["narrow", "narrow"]}, r"controls are narrow, narrow; expected each once"),
         ({"tree": None}, r"my.yaml: tree is None; expected keys such as depth, leaf_width"),
         ({"tree": 7}, r"my.yaml: tree is 7; expected keys such as depth, leaf_width"),
         ({"tree": {"depth": 25, "leaf_width": 1}}, r"tree.depth is 25; .* from 0 to 20"),

@@ -16,11 +16,11 @@ from scipy.stats import spearmanr
 from torch.nn.utils import parameters_to_vector
 from transformers import BertModel, set_seed
 
-from fffconvert import UserError, checkpoint, columns, convert, data, distill, distillation, hub
+from fffconvert import UserError, checkpoint, columns, convert, data, distill, distillation, hub, pipeline
 from fffconvert.cli import main
 from fffconvert.encoding import tokenized
 from fffconvert.evaluation import embed
-from fffconvert.recipe import Training
+from fffconvert.recipe import Recipe, Training
 from fffconvert.sentence import embeddings, read_modules
 from fffconvert.tree import TreeShape
 
@@ -156,6 +156,30 @@ def test_its_embeddings_count_for_most_of_what_a_student_is_taught(encoder, monk
     distill(student, loaded.model, loaded.tokenizer, Dataset.from_dict({}), pooling=loaded.pooling)
     ((value, figures),) = seen
     torch.testing.assert_close(value, figures["hidden"] + 60 * figures["embedding"])
+
+
+def test_an_encoder_that_came_from_a_model_with_a_head_loads_without_it(encoder):
+    config = Path(encoder, "config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["BertForMaskedLM"]}))
+    assert type(checkpoint.load(encoder).model) is BertModel
+    Path(encoder, "modules.json").unlink()
+    with pytest.raises(UserError, match=r"the weights lack cls\.predictions"):
+        checkpoint.load(encoder)
+
+
+def test_a_missing_library_is_said_before_anything_is_made(encoder, tmp_path, monkeypatch):
+    text = tmp_path / "own.txt"
+    text.write_text("\n".join(sentences(60)), encoding="utf-8")
+    recipe = Recipe(model=encoder, text=str(text), tree=TreeShape(2, 2), calibration_tokens=300, held_out=10)
+    monkeypatch.setattr("fffconvert.sentence.import_module", import_nothing)
+    for refuses in (lambda: pipeline.plan(recipe), lambda: pipeline.run(recipe, tmp_path / "out")):
+        with pytest.raises(UserError, match="a sentence-transformers model needs that library"):
+            refuses()
+    assert not (tmp_path / "out.work").exists()
+
+
+def import_nothing(name: str) -> None:
+    raise ImportError(name)
 
 
 def test_an_ordinary_folder_has_no_modules(classifier, folder_of):

@@ -187,6 +187,16 @@ def test_files_of_a_folder_are_read_as_files_alone_are(tmp_path: Path) -> None:
         load_source(DataSource(str(tmp_path)))
 
 
+def test_a_folder_of_text_files_has_no_blank_texts(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("\ufeffgood film\n\n  \nbad film \n", encoding="utf-8")
+    (tmp_path / "test.txt").write_text("fine film\n", encoding="utf-8")
+    found = load_source(DataSource(str(tmp_path)))
+    assert {name: list(rows["text"]) for name, rows in found.items()} == {
+        "train": ["good film", "bad film"],
+        "test": ["fine film"],
+    }
+
+
 def test_a_long_cell_and_an_empty_line_are_read(tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
     file.write_text(f"\ntext,label\n{'a' * 200_000},1\n")

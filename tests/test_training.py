@@ -23,12 +23,13 @@ from accelerate.tracking import GeneralTracker
 from conftest import sentences
 from datasets import Dataset
 from processes import finish, start, wait_until
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 import fffconvert
 from fffconvert import checkpoint, training
 from fffconvert.accelerator import make_accelerator
+from fffconvert.batch import Batch
 from fffconvert.columns import unlabelled
 from fffconvert.conversion import convert
 from fffconvert.data import read_data, read_validations
@@ -39,7 +40,7 @@ from fffconvert.evaluation import evaluate
 from fffconvert.recipe import Training
 from fffconvert.resumption import checkpoints_in, forget
 from fffconvert.tasks import TASKS
-from fffconvert.training import EpochSampler, parameter_groups
+from fffconvert.training import EpochSampler, parameter_groups, train
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(depth=2, leaf_width=2)
@@ -225,6 +226,43 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     with torch.no_grad():
         classifier.classifier.bias.fill_(float("nan"))
     with pytest.raises(UserError, match=r"not finite at step 1: .* lower the learning_rate"):
+        finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_in_a_checkpoint(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two batches that make a step, the first one: what is logged is the second one's."""
+    seen = []
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append(1)
+        value = model(**batch).loss * (float("nan") if len(seen) == 3 else 1.0)
+        return value, {"loss": value}
+
+    settings = replace(SETTINGS, batch_size=2, gradient_accumulation=2, checkpoint_every=1)
+    with pytest.raises(UserError, match=r"its gradient is not finite at step 2: training diverged"):
+        train(
+            classifier,
+            rows_for(tokenizer),
+            tokenizer,
+            loss,
+            settings,
+            description="Testing",
+            checkpoints=tmp_path / "c",
+        )
+    assert [path.name for path in (tmp_path / "c").glob("step-*")] == ["step-1"]
+    assert all(parameter.isfinite().all() for parameter in classifier.parameters())
+
+
+def test_a_model_that_is_frozen_is_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    classifier.requires_grad_(False)
+    with pytest.raises(UserError, match="no parameter of the model requires a gradient"):
         finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS)
 
 
