@@ -109,7 +109,7 @@ def draw_latency(axes: Axes, latency: dict[str, Any]) -> None:
             axes.bar_label(bar, [time], fontsize=7, padding=2, rotation=90)
         limit = medians[LIMIT] / medians["dense"]
         label = f"{LIMIT} (the limit)" if place == 0 else None
-        axes.plot([place - 0.44, place + 0.44], [limit] * 2, "--", color="#44505c", label=label)
+        axes.plot([place - 0.44, place + 0.44], [limit] * 2, "--", color="#d08c2f", label=label)
     busy = "" if all(row["steady"] for row in rows) else " (the machine was busy)"
     axes.set_xticks(range(len(rows)), [f"{row['size']} tokens" for row in rows])
     axes.set_ylim(0, 1.6)

@@ -145,7 +145,7 @@ def load_config(name: str) -> PreTrainedConfig:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name!r} has no config.json; expected the folder of a saved model")
     try:
-        return cast(PreTrainedConfig, AutoConfig.from_pretrained(name, trust_remote_code=False))
+        config = cast(PreTrainedConfig, AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (*UNREADABLE, HFValidationError, StrictDataclassError) as error:
         near = near_folder(name)
         raise UserError(
@@ -153,6 +153,11 @@ def load_config(name: str) -> PreTrainedConfig:
             + (f"did you mean {near}? " if near else "")
             + f"expected the folder of a saved model, or a Hub id and access to the Hub ({first_line(error)})"
         ) from error
+    modules = read_modules(name)
+    if modules is not None and modules.pools and type(config) in transformers.MODEL_MAPPING:
+        # of sentence-transformers; where it was made from a model with a head, the configuration names that still
+        config.architectures = [transformers.MODEL_MAPPING[type(config)].__name__]
+    return config
 
 
 def near_folder(name: str) -> str | None:
@@ -212,22 +217,8 @@ def load_weights(name: str, config: PreTrainedConfig, cls: Any, new_head: bool =
         and all(key.startswith("pooler.") for key in info["missing_keys"])
     ):
         model.pooler, info["missing_keys"] = None, set()  # an encoder that was saved without one
-    encoder = transformers.MODEL_MAPPING[type(config)]
-    lost_head = info["missing_keys"] and not any(in_encoder(config, key) for key in info["missing_keys"])
-    if lost_head and not new_head and cls is not encoder and read_modules(name) is not None:
-        return load_weights(name, config, encoder)  # of sentence-transformers, made from a model with a head
     check_weights(name, model, info, new_head)
     return cast(PreTrainedModel, model)
-
-
-def in_layers(config: PreTrainedConfig, key: str) -> bool:
-    """Whether a weight is one of the encoder's layers, by its name."""
-    return f".{family_behind(config).layers.partition('.*')[0]}." in f".{key}"
-
-
-def in_encoder(config: PreTrainedConfig, key: str) -> bool:
-    """Whether a weight is one of the encoder or its embeddings, by its name."""
-    return in_layers(config, key) or (".embeddings." in f".{key}" and "position_ids" not in key)
 
 
 def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_head: bool) -> None:
@@ -240,16 +231,21 @@ def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_h
         new_head: Whether weights outside the encoder and its embeddings may be new.
     """
     config = model.config
+    layers = family_behind(config).layers.partition(".*")[0]
+
+    def in_encoder(key: str) -> bool:
+        return f".{layers}." in f".{key}" or (".embeddings." in f".{key}" and "position_ids" not in key)
+
     for key, stored, expected in sorted(info["mismatched_keys"]):
-        if in_encoder(config, key) or not new_head:
+        if in_encoder(key) or not new_head:
             raise UserError(
                 f"{name}: {key} is {list(stored)} in the weights and {list(expected)} by config.json; "
                 "expected the same shape"
             )
-    missing = sorted(key for key in info["missing_keys"] if in_encoder(config, key) or not new_head)
+    missing = sorted(key for key in info["missing_keys"] if in_encoder(key) or not new_head)
     if missing:
         raise UserError(f"{name}: the weights lack {missing[0]}{and_more(missing)} that config.json asks for")
-    unexpected = sorted(key for key in info["unexpected_keys"] if in_layers(config, key))
+    unexpected = sorted(key for key in info["unexpected_keys"] if f".{layers}." in f".{key}")
     if unexpected:
         raise UserError(
             f"{name}: the weights hold {unexpected[0]}{and_more(unexpected)} that config.json has no place for"

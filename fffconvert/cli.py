@@ -47,10 +47,9 @@ class Cli(click.Group):
     """A group whose commands turn every foreseen failure into one line and a non-zero exit."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Reads what stands before the command."""
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # in a locale without arrows and dashes
-                stream.reconfigure(errors="replace")
+        """Reads what stands before the command, and lets tables be shown in a locale without arrows and dashes."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
         try:
             return super().make_context(*args, **kwargs)
         except click.exceptions.NoArgsIsHelpError:

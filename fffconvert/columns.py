@@ -113,13 +113,9 @@ def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | 
         return None
     if source.label is not None:
         return source.label
-    fitting = [
-        name
-        for name in LABELS
-        if (column := _usual(rows, (name,))) is not None
-        and (kind is None or holds_answers(rows.features[column]) == (kind == "question"))
-    ]
-    found = _usual(rows, tuple(fitting))
+    usual = [column for name in LABELS if (column := _usual(rows, (name,))) is not None]
+    suits = (c for c in usual if kind is None or holds_answers(rows.features[c]) == (kind == "question"))
+    found = next(suits, None)
     if found is not None and len(rows) and all(value in (None, -1) for value in rows[found]):
         return None  # as GLUE's own test splits have it
     return found
@@ -220,10 +216,11 @@ def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
     Raises:
         UserError: For labels that are lists or objects.
     """
-    labels = [label for value in column for label in labels_in(kind, value) if label is not None]
-    if nested := [label for label in labels if isinstance(label, list | dict)]:
-        raise UserError(f"{reprlib.repr(nested[0])} is no label; expected a name or a number")
-    found = set(labels)
+    found = set()
+    for label in (label for value in column for label in labels_in(kind, value) if label is not None):
+        if isinstance(label, list | dict):
+            raise UserError(f"{reprlib.repr(label)} is no label; expected a name or a number")
+        found.add(label)
     return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
 
 

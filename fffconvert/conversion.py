@@ -26,7 +26,7 @@ from fffconvert.modeling import (
     model_class,
     refuse_converted,
 )
-from fffconvert.modes import by_default
+from fffconvert.modes import pytorch_defaults
 from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_seed
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
@@ -63,7 +63,7 @@ class Conversion:
     layers: list[LayerFit]
 
 
-@by_default()
+@pytorch_defaults()
 @torch.inference_mode(mode=False)  # the caller may have it on, and then nothing can be differentiated
 def convert(
     model: PreTrainedModel,

@@ -79,13 +79,8 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
         ) from error
     if "/" not in repo_id:  # made for whoever is logged in, and then looked for elsewhere
         raise UserError(f"{repo_id!r} names no user or organization; expected user/name")
-    names = sorted(
-        str(path.relative_to(folder))
-        for pattern in PUBLISHED
-        for path in folder.glob(pattern)
-        if path.is_file()
-    )
-    sent = {name: content_of(folder / name, repo_id) for name in dict.fromkeys(names)}
+    paths = {path for pattern in PUBLISHED for path in folder.glob(pattern) if path.is_file()}
+    sent = {path.relative_to(folder).as_posix(): content_of(path, repo_id) for path in sorted(paths)}
     files = {
         name: len(content) if isinstance(content, bytes) else content.stat().st_size
         for name, content in sent.items()

@@ -174,8 +174,11 @@ def counterpart(
 ) -> PreTrainedModel:
     """An untrained model of another class in the dtype of `model`, without a pooler where that has none."""
     made: Any = cls._from_config(config, dtype=model.dtype)  # rotary frequencies stay in float32
-    for parameter in () if getattr(config, "int8_projections", False) else made.parameters():
-        parameter.data = parameter.data.to(model.dtype)  # DeBERTa makes some in float32 whatever it is told
+    if not getattr(config, "int8_projections", False):
+        for parameter in made.parameters():
+            parameter.data = parameter.data.to(
+                model.dtype
+            )  # DeBERTa makes some in float32 whatever it is told
     if getattr(model, "pooler", made) is None:
         made.pooler = None
     return cast(PreTrainedModel, made)

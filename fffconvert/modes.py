@@ -21,8 +21,8 @@ def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def by_default() -> Iterator[None]:
-    """Has PyTorch compute in float32, whatever its default and autocast are, and draw what nobody else draws."""
+def pytorch_defaults() -> Iterator[None]:
+    """Computes in float32, whatever the caller's default or autocast; the caller's random state is left as it was."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

@@ -176,12 +176,14 @@ def check_inputs(stages: Stages) -> None:
     found = {
         "teacher": digest_of_weights(stages.teacher.model),
         "data": digest_of_rows(stages.data.rows),
-        "evaluation data": {split: digest_of_rows(rows) for split, rows in stages.data.validations.items()},
+        "set of evaluation rows": {
+            split: digest_of_rows(rows) for split, rows in stages.data.validations.items()
+        },
     }
     file = stages.work / INPUTS
     if file.exists():
         theirs = json.loads(file.read_text(encoding="utf-8"))
-        if other := [name for name in found if theirs.get(name) != found[name]]:
+        if other := [name for name in theirs if theirs[name] != found.get(name)]:
             raise UserError(
                 f"{stages.work} holds a run with another {' and '.join(other)}; resume with that, or delete it"
             )

@@ -45,6 +45,11 @@ class SentenceModules:
             (folder / path).write_bytes(content)
 
     @property
+    def pools(self) -> bool:
+        """Whether it makes embeddings of hidden states, as encoders do, and not of what a head gives."""
+        return any(module["type"].endswith(".Pooling") for module in json.loads(self.files[MODULES]))
+
+    @property
     def prompt(self) -> str:
         """What sentence-transformers puts before every text unless told otherwise; in most models nothing."""
         settings = json.loads(self.files.get(SETTINGS[0], b"{}"))

@@ -14,7 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 
 from fffconvert.errors import UserError, first_line
 from fffconvert.recipe import DataSource
@@ -146,27 +153,16 @@ def reason_of(error: Exception, path: Path) -> str:
 
 def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
     """Has `datasets` read what a source names, whatever it is; raises whatever that raises."""
-    suffix = path.suffix.lower()
-    reader = READERS.get(suffix)
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
         if not saved and glob.has_magic(str(path.resolve())):
             raise UserError(
                 f"{path} has *, ? or [ in its name, which `datasets` reads as a pattern; rename it"
             )
-        if saved:
-            return load_from_disk(str(path))
-        texts = sorted(path.rglob("*.txt"))
-        tables = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in READERS]
-        only_csv = {READERS[file.suffix.lower()] for file in tables} == {"csv"}
-        found = load_dataset(str(path), source.subset, **(csv_options(tables) if only_csv else {}))
-        return found if tables or not texts else DatasetDict({n: without_blanks(r) for n, r in found.items()})
-    if path.is_file() and suffix == ".txt":
-        return Dataset.from_dict({"text": list(read_lines(path))})
-    if path.is_file() and reader is not None:
-        options = csv_options([path]) if reader == "csv" else {}
-        return load_dataset(reader, data_files=glob.escape(str(path)), split="train", **options)
-    if path.exists() or reader is not None or source.path.startswith((".", "/", "~")):
+        return load_from_disk(str(path)) if saved else _read_folder(path, source.subset)
+    if path.is_file() and path.suffix.lower() in (".txt", *READERS):
+        return _read_file(path)
+    if path.exists() or path.suffix.lower() in READERS or source.path.startswith((".", "/", "~")):
         raise UserError(
             f"{path} {'cannot be read' if path.exists() else 'does not exist'}; expected a folder, "
             f"a file that ends with {', '.join(READERS)} or .txt, or the id of a dataset on the Hub"
@@ -174,18 +170,31 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
     return load_dataset(source.path, source.subset)
 
 
-def without_blanks(rows: Dataset) -> Dataset:
-    """The lines of text files as `read_lines` has them."""
-    texts = [text.strip().removeprefix("\ufeff") for text in rows["text"]]
-    return Dataset.from_dict({"text": [text for text in texts if text]})
+def _read_folder(path: Path, subset: str | None) -> Dataset | DatasetDict:
+    """A folder's splits. CSV, TSV and text files are read as each alone is, unless a card says how to read them."""
+    if not (path / "README.md").is_file():
+        splits = load_dataset_builder(str(path), subset).config.data_files or {}
+        files = {str(split): [Path(file) for file in found] for split, found in splits.items()}
+        if {file.suffix.lower() for found in files.values() for file in found} <= {".csv", ".tsv", ".txt"}:
+            return DatasetDict(
+                {
+                    split: concatenate_datasets([_read_file(file) for file in found])
+                    for split, found in files.items()
+                }
+            )
+    return load_dataset(str(path), subset)
 
 
-def csv_options(files: list[Path]) -> dict[str, Any]:
-    """How pandas is to read CSV or TSV files. Raises as `dialect` does."""
-    found = [dialect(file) for file in files]
-    quoting = max(each["quoting"] for each in found)  # text where quotes mean nothing in one of them
-    # an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
-    return {**found[0], "quoting": quoting, "keep_default_na": False, "na_values": [""]}
+def _read_file(file: Path) -> Dataset:
+    """A table or a text file."""
+    if file.suffix.lower() == ".txt":
+        return Dataset.from_dict({"text": list(read_lines(file))})
+    reader = READERS[file.suffix.lower()]
+    options: dict[str, Any] = {}
+    if reader == "csv":
+        # an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
+        options = {**dialect(file), "keep_default_na": False, "na_values": [""]}
+    return load_dataset(reader, data_files=glob.escape(str(file)), split="train", **options)
 
 
 def dialect(file: Path) -> dict[str, Any]:
@@ -205,7 +214,7 @@ def dialect(file: Path) -> dict[str, Any]:
         longest = csv.field_size_limit(LONGEST_CELL)
         try:
             rows = csv.reader(lines, delimiter=separator, quoting=quoting)
-            names, *first = islice((row for row in rows if row), 2)
+            names, *first = [*islice((row for row in rows if row), 2)] or [[]]
         finally:
             csv.field_size_limit(longest)
     if any("\0" in name or "\ufffd" in name for name in names):

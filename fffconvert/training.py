@@ -160,10 +160,9 @@ def train(
                 accelerator.backward(value * (together / in_step))  # Accelerate divides by `together`
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.max_grad_norm)
+                    # before the step: else NaN reaches the weights, and then a checkpoint
                     if norm is not None and accelerator.scaler is None and not torch.isfinite(norm):
-                        raise diverged(
-                            step + 1
-                        )  # before the weights are no numbers, and a checkpoint holds them
+                        raise diverged(step + 1)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()

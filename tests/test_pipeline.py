@@ -463,13 +463,14 @@ def test_other_rows_to_evaluate_on_are_not_mixed_with_those_of_before(
             run(recipe, tmp_path / "out", data_dir=glue)
     file = glue / "sst2" / "validation.parquet"
     Dataset.from_parquet(str(file)).select(range(10)).to_parquet(file)
-    with pytest.raises(UserError, match=r"holds a run with another evaluation data; resume with that"):
+    with pytest.raises(UserError, match=r"holds a run with another set of evaluation rows; resume with that"):
         run(recipe, tmp_path / "out", data_dir=glue, resume=True)
 
 
 def test_a_tracker_that_is_unknown_is_refused_before_anything_is_made(
-    recipe: Recipe, glue: Path, tmp_path: Path
+    recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pipeline_module, "build", interrupted)
     with pytest.raises(UserError, match="tracker 'nosuch' is unknown to Accelerate"):
         run(recipe, tmp_path / "out", data_dir=glue, log_with="nosuch")
     assert not (tmp_path / "out.work").exists()

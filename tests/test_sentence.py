@@ -158,10 +158,18 @@ def test_its_embeddings_count_for_most_of_what_a_student_is_taught(encoder, monk
     torch.testing.assert_close(value, figures["hidden"] + 60 * figures["embedding"])
 
 
-def test_an_encoder_that_came_from_a_model_with_a_head_loads_without_it(encoder):
+def test_an_encoder_that_came_from_a_model_with_a_head_loads_without_it(encoder, tmp_path, quick_latency):
     config = Path(encoder, "config.json")
     config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["BertForMaskedLM"]}))
     assert type(checkpoint.load(encoder).model) is BertModel
+    text = tmp_path / "own.txt"
+    text.write_text("\n".join(sentences(60)), encoding="utf-8")
+    shape, quick = TreeShape(2, 2), Training(epochs=1, batch_size=8)
+    recipe = Recipe(
+        model=encoder, text=str(text), tree=shape, calibration_tokens=300, held_out=10, distill=quick
+    )
+    assert pipeline.plan(recipe).active_neurons == 3
+    assert "cosine" in pipeline.run(recipe, tmp_path / "out").report["scores"]["metrics"]["held_out"]
     Path(encoder, "modules.json").unlink()
     with pytest.raises(UserError, match=r"the weights lack cls\.predictions"):
         checkpoint.load(encoder)
@@ -172,6 +180,7 @@ def test_a_missing_library_is_said_before_anything_is_made(encoder, tmp_path, mo
     text.write_text("\n".join(sentences(60)), encoding="utf-8")
     recipe = Recipe(model=encoder, text=str(text), tree=TreeShape(2, 2), calibration_tokens=300, held_out=10)
     monkeypatch.setattr("fffconvert.sentence.import_module", import_nothing)
+    monkeypatch.setattr(pipeline, "build", import_nothing)
     for refuses in (lambda: pipeline.plan(recipe), lambda: pipeline.run(recipe, tmp_path / "out")):
         with pytest.raises(UserError, match="a sentence-transformers model needs that library"):
             refuses()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,34 @@ def test_files_of_a_folder_are_read_as_files_alone_are(tmp_path: Path) -> None:
     (tmp_path / "test.tsv").write_text("text\tlabel\ngood\tfilm\t1\n")
     with pytest.raises(UserError, match=r"test.tsv names 2 columns and its first row has 3"):
         load_source(DataSource(str(tmp_path)))
+
+
+def test_a_folder_is_read_as_it_says_and_what_is_no_part_of_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text('text\tlabel\n"a\tgood film"\t1\n')
+    (tmp_path / "test.tsv").write_text('text\tlabel\n"bad film\t0\n')
+    (tmp_path / "notes.csv").write_text("no;table\n")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "train.tsv").touch()
+    found = load_source(DataSource(str(tmp_path)))
+    assert {name: list(rows["text"]) for name, rows in found.items()} == {
+        "train": ["a\tgood film"],
+        "test": ['"bad film'],
+    }
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.csv").write_text("text;label\nfine, really;1\n")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: mine\n  data_files: data/mine.csv\n  sep: ';'\n---\n"
+    )
+    (rows,) = load_source(DataSource(str(tmp_path), subset="mine")).values()
+    assert rows.to_list() == [{"text": "fine, really", "label": 1}]
+
+
+def test_a_license_beside_a_packed_table_costs_no_column(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.write('{"text": "good film", "label": 1}\n')
+    (tmp_path / "LICENSE.txt").write_text("All rights\n\nreserved\n")
+    (rows,) = load_source(DataSource(str(tmp_path))).values()
+    assert rows.column_names == ["text", "label"]
 
 
 def test_a_folder_of_text_files_has_no_blank_texts(tmp_path: Path) -> None:
