@@ -156,7 +156,8 @@ def load_config(name: str) -> PreTrainedConfig:
     modules = read_modules(name)
     if modules is not None and modules.pools and type(config) in transformers.MODEL_MAPPING:
         # of sentence-transformers; where it was made from a model with a head, the configuration names that still
-        config.architectures = [transformers.MODEL_MAPPING[type(config)].__name__]
+        encoder: Any = transformers.MODEL_MAPPING[type(config)]
+        config.architectures = [encoder.__name__]
     return config
 
 
