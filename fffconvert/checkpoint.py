@@ -28,7 +28,7 @@ from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.families import family_behind, family_of, longest_text
 from fffconvert.recipe import Recipe
-from fffconvert.sentence import SentenceModules, read_modules
+from fffconvert.sentence import SentenceModules, pools, read_modules
 from fffconvert.tasks import HEAD_OF, Kind, Task, as_saved, kind_of, labels_of, names_labels, reordered
 
 RECIPE, REPORT = "recipe.yaml", "report.json"  # how a model was made, and what was measured then
@@ -153,8 +153,7 @@ def load_config(name: str) -> PreTrainedConfig:
             + (f"did you mean {near}? " if near else "")
             + f"expected the folder of a saved model, or a Hub id and access to the Hub ({first_line(error)})"
         ) from error
-    modules = read_modules(name)
-    if modules is not None and modules.pools and type(config) in transformers.MODEL_MAPPING:
+    if pools(name) and type(config) in transformers.MODEL_MAPPING:
         # of sentence-transformers; where it was made from a model with a head, the configuration names that still
         encoder: Any = transformers.MODEL_MAPPING[type(config)]
         config.architectures = [encoder.__name__]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -412,7 +414,6 @@ def finetune(
     quiet_libraries()
     from fffconvert import checkpoint, distillation
     from fffconvert.data import read_data
-    from fffconvert.resumption import alone_in, forget
     from fffconvert.sources import asked_for
 
     settings = replace(FINETUNE, **training)
@@ -427,18 +428,17 @@ def finetune(
         seed=seed,
     )
     loaded = checkpoint.load_for_task(model, found.task, seed)
-    with alone_in(checkpoints_of(output)):
+    with checkpoints_of(output) as checkpoints:
         distillation.finetune(
             loaded.model,
             loaded.tokenizer,
             found.rows,
             settings,
             seed=seed,
-            checkpoints=checkpoints_of(output),
+            checkpoints=checkpoints,
             log_with=log_with,
         )
         checkpoint.save(loaded, output)
-        forget(checkpoints_of(output))
     display.say(f"The teacher is in {output}")
 
 
@@ -482,7 +482,6 @@ def distill(
     from fffconvert import checkpoint, distillation, modeling
     from fffconvert.data import read_data
     from fffconvert.inspection import fits_of
-    from fffconvert.resumption import alone_in, forget
     from fffconvert.sources import asked_for
     from fffconvert.tasks import check_judgeable
 
@@ -504,7 +503,7 @@ def distill(
         labelled=False,
         prompt=loaded.prompt,
     )
-    with alone_in(checkpoints_of(output)):
+    with checkpoints_of(output) as checkpoints:
         distillation.distill(
             loaded.model,
             dense.model,
@@ -512,18 +511,23 @@ def distill(
             found.rows,
             settings,
             seed=seed,
-            checkpoints=checkpoints_of(output),
+            checkpoints=checkpoints,
             log_with=log_with,
             pooling=dense.pooling,
         )
         checkpoint.save(replace(loaded, name=teacher), output, report={"layers": layers})
-        forget(checkpoints_of(output))
     display.say(f"The distilled model is in {output}")
 
 
-def checkpoints_of(output: Path) -> Path:
-    """Where the checkpoints of a command that writes `output` lie."""
-    return output.with_name(f"{output.name}.checkpoints")
+@contextmanager
+def checkpoints_of(output: Path) -> Iterator[Path]:
+    """Where the checkpoints of a command that writes `output` lie, for it alone; they go when it is written."""
+    from fffconvert.resumption import alone_in, forget
+
+    folder = output.with_name(f"{output.name}.checkpoints")
+    with alone_in(folder):
+        yield folder
+        forget(folder)
 
 
 @main.command()
@@ -559,9 +563,9 @@ def evaluate(
     quiet_libraries()
     from fffconvert import checkpoint, evaluation
     from fffconvert.calibration import readable_length
-    from fffconvert.data import read_validations
+    from fffconvert.data import check_model, read_validations
     from fffconvert.sources import asked_for
-    from fffconvert.tasks import Task, as_asked_of, check_head, check_judgeable
+    from fffconvert.tasks import Task, as_asked_of
 
     if min_retention is not None and teacher is None:
         raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
@@ -569,10 +573,7 @@ def evaluate(
     loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
     asked = as_asked_of(loaded.model.config, asked) if isinstance(asked, Task) else asked
     for each in (loaded, dense) if dense else (loaded,):
-        if isinstance(asked, Task):
-            check_head(asked, each.model.config, each.name)
-        else:
-            check_judgeable(each.model.config, each.name)
+        check_model(asked, each.model.config, each.name)
     limit = readable_length(loaded.tokenizer, loaded.model.config, max_length)
     judged, splits = read_validations(
         asked,

@@ -24,7 +24,7 @@ from fffconvert.sources import (
     train_split,
     validation_splits,
 )
-from fffconvert.tasks import Task, as_saved, kind_of
+from fffconvert.tasks import Task, as_saved, check_head, check_judgeable, kind_of
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,14 @@ def read_data(
             for n, rows in zip(validations, judged, strict=True)
         },
     )
+
+
+def check_model(asked: Asked, config: PreTrainedConfig, name: str) -> None:
+    """Raises a `UserError` for a model whose head cannot be judged by what was asked for."""
+    if isinstance(asked, Task):
+        check_head(asked, config, name)
+    else:
+        check_judgeable(config, name)
 
 
 def hold_out(name: str, train: Dataset, held_out: int, seed: int) -> tuple[dict[str, Dataset], Dataset]:

@@ -176,9 +176,7 @@ def counterpart(
     made: Any = cls._from_config(config, dtype=model.dtype)  # rotary frequencies stay in float32
     if not getattr(config, "int8_projections", False):
         for parameter in made.parameters():
-            parameter.data = parameter.data.to(
-                model.dtype
-            )  # DeBERTa makes some in float32 whatever it is told
+            parameter.data = parameter.data.to(model.dtype)  # DeBERTa has some in float32 whatever it is told
     if getattr(model, "pooler", made) is None:
         made.pooler = None
     return cast(PreTrainedModel, made)

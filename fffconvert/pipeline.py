@@ -32,7 +32,7 @@ from fffconvert.checkpoint import (
     save,
 )
 from fffconvert.conversion import build, check_tree
-from fffconvert.data import Data, read_data, read_texts
+from fffconvert.data import Data, check_model, read_data, read_texts
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import NotWritten, UserError
@@ -45,7 +45,6 @@ from fffconvert.recipe import MAX_LENGTH, Init, Recipe
 from fffconvert.resumption import LOCK, alone_in, digest_of_rows, digest_of_weights, forget, write_whole
 from fffconvert.sentence import read_modules
 from fffconvert.sources import Asked, asked_for
-from fffconvert.tasks import Task, check_head, check_judgeable
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 CONVERTED, TEACHER = "converted", "teacher"
@@ -153,7 +152,6 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
                     )
         else:
             refuse_existing(work)  # it will be deleted
-        work.mkdir(parents=True, exist_ok=True)
     wait_for_everyone()
     return work
 
@@ -220,10 +218,8 @@ def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path |
     modules = None if new_head else read_modules(name)
     if modules is not None:
         modules.pooling()  # needs a library: better said now than after the conversion
-    if not new_head and isinstance(asked, Task):
-        check_head(asked, config, recipe.model)
-    elif not new_head:
-        check_judgeable(config, recipe.model)
+    if not new_head:
+        check_model(asked, config, recipe.model)
     return read_data(
         asked,
         load_tokenizer(name, config),

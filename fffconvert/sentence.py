@@ -45,11 +45,6 @@ class SentenceModules:
             (folder / path).write_bytes(content)
 
     @property
-    def pools(self) -> bool:
-        """Whether it makes embeddings of hidden states, as encoders do, and not of what a head gives."""
-        return any(module["type"].endswith(".Pooling") for module in json.loads(self.files[MODULES]))
-
-    @property
     def prompt(self) -> str:
         """What sentence-transformers puts before every text unless told otherwise; in most models nothing."""
         settings = json.loads(self.files.get(SETTINGS[0], b"{}"))
@@ -90,13 +85,17 @@ class _Prompted(nn.Module):
         return {**features, "prompt_length": self.n_tokens}
 
 
-def read_modules(name: str) -> SentenceModules | None:
-    """What a Hub id or a folder holds beside its transformer; none for what is no sentence-transformers model.
+def pools(name: str) -> bool:
+    """Whether a Hub id or a folder is a sentence-transformers model of hidden states, not of what a head gives.
 
     Raises:
-        UserError: For a `modules.json` that is malformed, a model with code of its own, or with the transformer in a
-            place of its own.
+        UserError: As `read_modules` does of `modules.json`.
     """
+    return any(kind.endswith(".Pooling") for kind, _ in listed_modules(name))
+
+
+def listed_modules(name: str) -> list[tuple[str, str]]:
+    """The type and path of each module, the transformer first; none of what is no sentence-transformers model."""
     found = cached_file(
         name,
         MODULES,
@@ -105,7 +104,7 @@ def read_modules(name: str) -> SentenceModules | None:
         _raise_exceptions_for_connection_errors=False,
     )
     if found is None:
-        return None
+        return []
     try:
         modules = json.loads(Path(found).read_text(encoding="utf-8"))
         types, paths = zip(*((str(module["type"]), str(module["path"])) for module in modules), strict=True)
@@ -119,9 +118,22 @@ def read_modules(name: str) -> SentenceModules | None:
             f"{name}: its transformer lies in {paths[0]}; expected it beside {MODULES}, where "
             "SentenceTransformer(...).save_pretrained(FOLDER) puts it"
         )
+    return [*zip(types, paths, strict=True)]
+
+
+def read_modules(name: str) -> SentenceModules | None:
+    """What a Hub id or a folder holds beside its transformer; none for what is no sentence-transformers model.
+
+    Raises:
+        UserError: For a `modules.json` that is malformed, a model with code of its own, or with the transformer in a
+            place of its own.
+    """
+    modules = listed_modules(name)
+    if not modules:
+        return None
     root = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=list(KEPT)))
     files = {str(p.relative_to(root)): p.read_bytes() for pattern in KEPT for p in sorted(root.glob(pattern))}
-    for path in paths[1:]:
+    for _, path in modules[1:]:
         folder = root / path
         if not fnmatch(path, "[0-9]*_*") or "/" in path:
             raise UserError(f"{name}: module folder {path!r}; expected one such as 1_Pooling")
