@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import is_initialized
+from accelerate.state import GradientState, is_initialized
 from accelerate.tracking import filter_trackers
 from accelerate.utils import (
     DataLoaderConfiguration,
@@ -44,6 +46,17 @@ def make_accelerator(
         log_with=log_with,
         project_config=ProjectConfiguration(logging_dir=f"{LOGS}/{run_name}"),
     )
+
+
+@contextmanager
+def own_accumulation() -> Iterator[None]:
+    """Leaves the gradient accumulation of a caller's own loop as it was: each Accelerator sets that of the process."""
+    state = GradientState()
+    before = state.plugin_kwargs
+    try:
+        yield
+    finally:
+        state.plugin_kwargs = before
 
 
 def process_state() -> PartialState:

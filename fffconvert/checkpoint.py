@@ -28,6 +28,7 @@ from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.families import family_behind, family_of, longest_text
 from fffconvert.recipe import Recipe
+from fffconvert.resumption import alone_in
 from fffconvert.sentence import SentenceModules, pools, read_modules
 from fffconvert.tasks import HEAD_OF, Kind, Task, as_saved, kind_of, labels_of, names_labels, reordered
 
@@ -210,7 +211,8 @@ def load_weights(name: str, config: PreTrainedConfig, cls: Any, new_head: bool =
             f"{name}: its weights are not what PyTorch writes; were they cut short, or cloned without git-lfs?"
         ) from error
     except (*UNREADABLE, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{name}: its weights could not be loaded ({first_line(error)})") from error
+        whole = "; were they cut short, or cloned without git-lfs?" * isinstance(error, SafetensorError)
+        raise UserError(f"{name}: its weights could not be loaded ({first_line(error)}){whole}") from error
     if (
         info["missing_keys"]
         and model.base_model is model
@@ -303,18 +305,25 @@ def refuse_existing(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder to fill; it gets its name when all is written, and is deleted if anything fails."""
+    """Yields a folder to fill; it gets its name when all is written, and is deleted if anything fails.
+
+    Raises:
+        UserError: For a folder that is not empty, or that another run is writing.
+    """
     refuse_existing(folder)
     beside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if folder.exists():
-            folder.rmdir()
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with alone_in(beside):
+        whole = beside / "whole"
+        shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
+        whole.mkdir()
+        try:
+            yield whole
+            refuse_existing(folder)
+            if folder.exists():
+                folder.rmdir()
+            whole.rename(folder)
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
 
 
 def save(

@@ -19,6 +19,7 @@ from fffconvert.options import (
     FILE,
     FOLDER,
     TASK_HELP,
+    Finite,
     data_options,
     option_data_dir,
     option_dry_run,
@@ -599,9 +600,7 @@ def evaluate(
 )
 @option_size
 @click.option("--full", is_flag=True, help="Time the whole grid of sizes, which takes half an hour or more.")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0), help="Time for each size; more of it makes medians steadier."
-)
+@click.option("--seconds", type=Finite(min=0), help="Time for each size; more of it makes medians steadier.")
 @option_json
 def benchmark(
     model: str,

@@ -27,6 +27,7 @@ Clustered = Literal["inputs", "neurons"]
 START_POINTS = 512  # points of a node that k-means starts from
 BALANCING_POINTS = 4096  # points that balance it: more find the same direction; thresholds use all of them
 POINTS_AT_ONCE = 2048  # points scored at a time: gathered, they stay in the cache
+ROUNDING = 1e-5  # of scores, which are sums over d_model
 BALANCING_ROUNDS = 5  # enough for the split to settle; it moves little after the third
 
 
@@ -133,9 +134,11 @@ def project(inputs: Tensor, rows: Tensor, direction: Tensor) -> Tensor:
 
 
 def spread_of(scores: Tensor) -> Tensor:
-    """The standard deviation of scores; 1 where they have none."""
-    spread = scores.std() if len(scores) > 1 else scores.new_zeros(())
-    return spread if spread > 0 else scores.new_ones(())
+    """The standard deviation of scores; 1 where they have none but what rounding makes."""
+    if len(scores) < 2:
+        return scores.new_ones(())
+    spread = scores.std()
+    return spread if spread > ROUNDING * scores.abs().max() else scores.new_ones(())
 
 
 def median(scores: Tensor) -> Tensor:

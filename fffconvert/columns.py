@@ -12,7 +12,7 @@ from datasets import Dataset, Value
 from transformers import PreTrainedConfig
 
 from fffconvert.display import say
-from fffconvert.encoding import LISTS, class_names, labels_in, multi_hot
+from fffconvert.encoding import LISTS, class_names, is_ignored, labels_in, multi_hot, whole
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
 from fffconvert.sources import Asked, name_of
@@ -211,7 +211,7 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
 
 
 def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
-    """The names of the labels in a column, in order: numbers by size, then texts.
+    """The names of the labels in a column, in order: numbers by size, then texts; what is ignored is none.
 
     Raises:
         UserError: For labels that are lists or objects.
@@ -220,7 +220,8 @@ def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
     for label in (label for value in column for label in labels_in(kind, value) if label is not None):
         if isinstance(label, list | dict):
             raise UserError(f"{reprlib.repr(label)} is no label; expected a name or a number")
-        found.add(label)
+        if kind != "tokens" or not is_ignored(label):
+            found.add(label)
     return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
 
 
@@ -230,12 +231,19 @@ def say_what_was_chosen(task: Task, rows: Dataset, labelled: bool) -> None:
         "no column of labels (--label-column, in a recipe data.label, names one), so the teacher is the judge"
     )
     labels = f"labels from {task.label!r}" if task.label else missing if labelled else "labels are not needed"
-    by_number = task.label is not None and isinstance(next(iter(rows[task.label]), None), int | float)
-    numbered = [name if name == str(n) else f"{n} = {name}" for n, name in enumerate(task.labels)]
-    names = numbered if by_number else task.labels
-    classes = f": {_some(names)}" if names else ""
+    classes = f": {_some(shown_labels(task, rows))}" if task.labels else ""
     columns = " and ".join(repr(column) for column in task.columns)
     say(f"{task.name}: text from {columns}, {labels} ({task.kind}{classes})")
+
+
+def shown_labels(task: Task, rows: Dataset) -> Sequence[str]:
+    """The labels, each with its number where the data has numbers that stand for them, and are not their names."""
+    if task.label is None or not isinstance(next(iter(rows[task.label]), None), int | float):
+        return task.labels
+    named = class_names(rows.features[task.label]) or {str(whole(value)) for value in rows[task.label]}
+    if not {name.lower() for name in named}.isdisjoint(name.lower() for name in task.labels):
+        return task.labels
+    return [f"{number} = {name}" for number, name in enumerate(task.labels)]
 
 
 def _some(names: Sequence[str]) -> str:

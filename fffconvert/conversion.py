@@ -188,6 +188,13 @@ def untrained_student(model: PreTrainedModel, family: Family, tree: TreeShape) -
     config = config_with(model.config, config_class(family), fff=tree.to_dict())
     student = counterpart(model, model_class(type(model)), config)  # type: ignore[arg-type]
     student.config.architectures = [type(student).__name__]
+    with torch.device("meta"):
+        known = type(model)(model.config).state_dict().keys()
+    if more := [name for name, _ in model.named_parameters() if name not in known]:
+        raise UserError(
+            f"{type(model).__name__} has weights that its class has not: {', '.join(more[:3])}; merge adapters "
+            "into the model first, or remove them"
+        )
     keys = student.load_state_dict(model.state_dict(), strict=False)
     ours = set(FFFWeights._fields)
     missing = [key for key in keys.missing_keys if key.rsplit(".", 1)[-1] not in ours]

@@ -74,8 +74,13 @@ def read_data(
         prompt: What a sentence encoder has before every text.
 
     Raises:
-        UserError: For data that is missing or malformed, or fewer rows than are to be held out.
+        UserError: For data that is missing or malformed, fewer rows than are to be held out, or no rows to train on.
     """
+    if not isinstance(asked, Asked):
+        raise UserError(f"asked is {asked!r}; expected a Task, a Path or a DataSource")
+    for name, value, least in (("train_rows", train_rows, 1), ("held_out", held_out, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}; expected at least {least}")
     config = None if model is None else as_saved(model)
     train = train_split(asked, data_dir)
     task = task_of(asked, train, config, labelled)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 SECONDS_PER_LINE = 15.0  # of progress, where stderr is not a terminal
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+out = Console(highlight=False, width=None if sys.stdout is not None and sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False)
 
 
@@ -76,7 +76,7 @@ def track(items: Sequence[T], description: str) -> Iterator[T]:
 def say(message: str, style: str | None = None) -> None:
     """One line about what happens next, on stderr. What stands in brackets stays: paths and extras may have them."""
     if is_main_process():
-        err.print(message, style=style, markup=False)
+        err.print(message, style=style, markup=False, soft_wrap=True)  # a log keeps its paths whole
 
 
 def table(title: str, columns: list[str], rows: Iterable[Iterable[object]]) -> None:

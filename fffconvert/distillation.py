@@ -16,7 +16,7 @@ from fffconvert.batch import Batch, without_truth
 from fffconvert.errors import UserError
 from fffconvert.families import PREFIX
 from fffconvert.fff import FFF
-from fffconvert.modes import evaluating, moved
+from fffconvert.modes import evaluating, moved, own_forward
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
 from fffconvert.tasks import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
@@ -38,7 +38,8 @@ def finetune(
 ) -> None:
     """Trains a model with a head on labelled rows, in place, to make a teacher: float32, on the CPU when it is done.
 
-    The generators of PyTorch, NumPy and Python are seeded anew.
+    The generators of PyTorch, NumPy and Python are seeded anew. A loss over tokens is the mean of its batch: with
+    gradient accumulation or several processes the means count alike, however many tokens each is of.
 
     Args:
         model: A model whose forward computes a loss from `labels`.
@@ -57,17 +58,18 @@ def finetune(
         value: Tensor = wrapped(**batch, return_dict=True).loss
         return value, {"loss": value}
 
-    train(
-        model,
-        rows,
-        tokenizer,
-        loss,
-        settings,
-        description="Fine-tuning the teacher",
-        seed=seed,
-        checkpoints=checkpoints,
-        log_with=log_with,
-    )
+    with own_forward(model):
+        train(
+            model,
+            rows,
+            tokenizer,
+            loss,
+            settings,
+            description="Fine-tuning the teacher",
+            seed=seed,
+            checkpoints=checkpoints,
+            log_with=log_with,
+        )
 
 
 def distill(
@@ -128,7 +130,7 @@ def distill(
         figures["embedding"] = embedding_error(ours, theirs)
         return value + EMBEDDING_WEIGHT * figures["embedding"], figures
 
-    with evaluating(teacher), moved(teacher, process_state().device):
+    with evaluating(teacher), moved(teacher, process_state().device), own_forward(student):
         train(
             student,
             rows,
@@ -161,7 +163,7 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             f"the student orders its labels {', '.join(our_labels)} and the teacher {', '.join(their_labels)}; "
             "expected one order"
         )
-    ours, theirs = (type(model).__name__.partition("For")[2] for model in (student, teacher))
+    ours, theirs = (class_name(model).partition("For")[2] for model in (student, teacher))
     if ours not in ("", theirs):  # a student without a head is taught hidden states alone
         raise UserError(f"the student is made For{ours} and the teacher is not; expected the same head")
 
@@ -205,7 +207,8 @@ def hidden_errors(student: ModelOutput, teacher: ModelOutput, real: Tensor) -> T
 
 
 def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
-    """Relative squared error per row, `(n_rows,)`, of hidden states `(n_rows, n_tokens, d_model)`."""
+    """Relative squared error per row, `(n_rows,)`, of hidden states `(n_rows, n_tokens, d_model)`; in float32."""
+    ours, theirs = ours.float(), theirs.float()  # squares leave float16 early
     error = ((ours - theirs).square().sum(-1) * real).sum(1)
     return error / (theirs.square().sum(-1) * real).sum(1)
 
@@ -223,6 +226,7 @@ def logit_error(ours: Tensor, theirs: Tensor, real: Tensor, of_tokens: bool, exc
         of_tokens: Whether a logit says how likely its token is the one that is sought.
         exclusive: Whether one output of a row or token is right.
     """
+    ours, theirs = ours.float(), theirs.float()
     if of_tokens:
         ours, theirs = (
             logits.masked_fill(real == 0, torch.finfo(logits.dtype).min) for logits in (ours, theirs)

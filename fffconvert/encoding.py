@@ -91,12 +91,17 @@ def tokenized(
 
     Raises:
         UserError: For a row without text, or with a label that is none of the task's; for a tokenizer that does not
-            say where in a text its tokens stand, and a task that has to know.
+            say where in a text its tokens stand, or pads before them, and a task that has to know.
     """
     if asks_where(task) and not tokenizer.is_fast:
         raise UserError(
             f"{task.name}: {type(tokenizer).__name__} does not say where in a text its tokens stand, as "
             f"{'answers' if task.kind == 'question' else 'tags of words'} need; expected a model with a fast tokenizer"
+        )
+    if (asks_where(task) or task.kind == "masked") and tokenizer.padding_side != "right":
+        raise UserError(
+            f"{task.name}: the tokenizer pads on the {tokenizer.padding_side}, which would move tokens away from their "
+            "labels; expected right: set its padding_side and save it"
         )
     if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
         kind: Kind = "regression" if task.kind == "similarity" else "embedding"
@@ -282,6 +287,11 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, bool | float) and value == value // 1 else value
 
 
+def is_ignored(tag: Any) -> bool:
+    """Whether a tag marks a word that does not count, as number or as text."""
+    return str(whole(tag)) == str(IGNORED)
+
+
 def labels_in(kind: Kind, value: Any) -> list[Any]:
     """The labels in one row: where there may be several, a CSV file holds them as one text."""
     if kind not in ("tokens", "multi-label"):
@@ -327,7 +337,9 @@ def _tags(
     aligned = []
     for row, spans in enumerate(offsets):
         n_words = len(words[row])
-        tags = [0] * n_words if given is None else [code(tag) for tag in labels_in(task.kind, given[row])]
+        tags = [0] * n_words
+        if given is not None:
+            tags = [IGNORED if is_ignored(tag) else code(tag) for tag in labels_in(task.kind, given[row])]
         if len(tags) != n_words:
             raise UserError(
                 f"{task.name}: a row has {n_words} words and {len(tags)} tags in {task.label!r}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -33,13 +33,13 @@ class Workload:
         calibration_tokens: Tokens that the trees are grown on.
         finetune_tokens: Tokens that the teacher is trained on, over all epochs.
         distill_tokens: Tokens that each student is trained on, over all epochs.
-        students: Students to make: the converted model and the controls.
+        controls: Shape and start of the students that are made beside the converted model.
     """
 
     calibration_tokens: int
     finetune_tokens: int = 0
     distill_tokens: int = 0
-    students: int = 1
+    controls: Sequence[tuple[TreeShape, Init]] = ()
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Estimate:
         parameters_before: Numbers that the dense model stores; those that are shared count once.
         parameters_after: The converted one, routers included.
         bytes_before: Size of the dense model's weights.
-        bytes_after: Size of the converted one's.
-        memory_bytes: The most that is held at a time: both models, and the copies of a layer's calibration inputs
-            (float32) that fitting it takes or, where a student is trained, its gradients and AdamW's two
-            moments. Inputs of FFNs that layers share are held together. Activations come on top; they grow with
-            the batch.
+        bytes_after: Size of the converted one's, which is in float32 where it is trained.
+        memory_bytes: The most that is held at a time: both models, in float32 too where they are stored in half
+            precision, as on a CPU, and the copies of a layer's calibration inputs (float32) that fitting it takes
+            or, where a student is trained, its gradients and AdamW's two moments. Inputs of FFNs that layers share
+            are held together. Activations come on top; they grow with the batch.
         seconds: By stage: tokens times the time of a token, measured here and now on models of this size
             with random weights; of a layer's fit a line through two short ones. Loading and evaluation
             come on top.
@@ -103,13 +103,17 @@ def estimate(
     tree = family.tree_for(config, tree)
     converted = config_with(config, config_class(family), fff=tree.to_dict())
     student = model_class(head)(converted).eval()  # type: ignore[arg-type]
+    trained = workload.distill_tokens > 0
     itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
     before, after = stored(dense), stored(student)
+    held = (before + after) * 4
+    if itemsize < 4 and not trained:
+        held += (before + after) * itemsize  # the original, and what it is converted to
     # layers may share an FFN, which is fitted on all its uses
     n_uses = max(len(ffns), config.num_hidden_layers)
     inputs = n_uses // len(ffns) * workload.calibration_tokens * ffns[0].d_model * 4  # of one FFN
     shared = len(ffns) * inputs if n_uses > len(ffns) else 0
-    trained = 3 * after * 4 if workload.distill_tokens > 0 else 0
+    learning = 3 * after * 4 if trained else 0
     return Estimate(
         n_layers=len(ffns),
         active_neurons=tree.active_neurons,
@@ -118,9 +122,9 @@ def estimate(
         parameters_before=before,
         parameters_after=after,
         bytes_before=before * itemsize,
-        bytes_after=after * itemsize,
-        memory_bytes=(before + after) * itemsize + shared + max(FITTING * inputs, trained),
-        seconds=times(dense, student, ffns[0], tree, init, workload, n_uses),
+        bytes_after=after * (4 if trained else itemsize),
+        memory_bytes=held + shared + max(FITTING * inputs, learning),
+        seconds=times(dense, student, ffns[0], [(tree, init), *workload.controls], workload, n_uses),
     )
 
 
@@ -136,12 +140,11 @@ def times(
     dense: PreTrainedModel,
     student: PreTrainedModel,
     ffn: DenseFFN,
-    tree: TreeShape,
-    init: Init,
+    made: Sequence[tuple[TreeShape, Init]],
     workload: Workload,
     n_uses: int,
 ) -> dict[str, float]:
-    """Seconds by stage (see `Estimate`)."""
+    """Seconds by stage (see `Estimate`), of a student for each of `made`; they read and learn as `student` does."""
     ids = random_ids(dense, BATCH, LENGTH)
     n_tokens = ids.numel()
 
@@ -157,18 +160,19 @@ def times(
 
     reading = seconds_of(partial(read, dense)) / n_tokens
     learning = seconds_of(lambda: step(dense)) / n_tokens
-    differentiated = min(workload.calibration_tokens, SENSITIVITY_TOKENS) if tree.linear else 0
-    grown = fitting(ffn, tree, init, workload.calibration_tokens) * n_uses
-    grown += seconds_of(partial(read, student)) / n_tokens * workload.calibration_tokens
+    linear = any(shape.linear for shape, _ in made)
+    differentiated = min(workload.calibration_tokens, SENSITIVITY_TOKENS) if linear else 0
+    fitted = sum(fitting(ffn, shape, init, workload.calibration_tokens) for shape, init in made)
+    followed = seconds_of(partial(read, student)) / n_tokens * workload.calibration_tokens * len(made)
     found = {
-        "calibration": reading * workload.calibration_tokens + learning * differentiated,
-        "trees": grown * workload.students,
+        "calibration": reading * workload.calibration_tokens * len(made) + learning * differentiated,
+        "trees": fitted * n_uses + followed,
     }
     if workload.finetune_tokens:
         found["fine-tuning"] = learning * workload.finetune_tokens
     if workload.distill_tokens:
         teaching = reading + seconds_of(lambda: step(student)) / n_tokens
-        found["distillation"] = teaching * workload.distill_tokens * workload.students
+        found["distillation"] = teaching * workload.distill_tokens * len(made)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
-from fffconvert.accelerator import make_accelerator, process_state
+from fffconvert.accelerator import make_accelerator, own_accumulation, process_state
 from fffconvert.batch import Batch, on, without_truth
 from fffconvert.display import progress_bar
 from fffconvert.distillation import check_pair, hidden_errors
@@ -118,7 +119,7 @@ class Judge:
         pooling: How an encoder makes sentence embeddings; the mean over the tokens without it.
 
     Raises:
-        UserError: For a task without labels and no teacher to compare with, or no rows.
+        UserError: For a task without labels and no teacher to compare with, or no rows; for what is no task.
     """
 
     def __init__(
@@ -129,6 +130,11 @@ class Judge:
         teacher: PreTrainedModel | None,
         pooling: nn.Module | None = None,
     ) -> None:
+        if not isinstance(task, Task) or not isinstance(validations, dict):
+            raise UserError(
+                f"task is {reprlib.repr(task)} and validations {reprlib.repr(validations)}; expected a Task, and "
+                "tokenized rows by split, as read_data gives them"
+            )
         if teacher is None and not task.is_labelled:
             raise UserError(
                 f"{task.name} has no labels, so a model is judged by how close it is to its teacher: "
@@ -136,6 +142,10 @@ class Judge:
             )
         if not validations or not all(len(rows) for rows in validations.values()):
             raise UserError(f"{task.name} has no rows to judge a model by; expected some in every split")
+        if task.kind == "embedding" and any(len(rows) < 2 for rows in validations.values()):
+            raise UserError(
+                f"{task.name} has one text, which has no neighbour to judge by; expected two or more"
+            )
         self.tokenizer, self.task, self.validations, self.teacher = tokenizer, task, validations, teacher
         self.pooling = pooling
 
@@ -382,6 +392,7 @@ def device_for(model: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if int8 else process_state().device
 
 
+@own_accumulation()
 def forward_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

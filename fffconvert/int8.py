@@ -112,7 +112,8 @@ class Int8Linear(nn.Module):
             )
         if torch.is_grad_enabled() and self.training:
             raise UserError("int8 projections cannot be trained; train the float32 model, then quantize it")
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if followed or (torch.is_grad_enabled() and x.requires_grad):
             return int8_linear(x, self.weight, self.scale, self.bias)  # dearer than the call that it makes
         packed = pack(self.weight, self.scale, self.bias)
         result: Tensor = torch.ops.quantized.linear_dynamic.default(x, packed, False)

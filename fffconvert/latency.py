@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ MODEL_SIZES = ((1, 16), (1, 128), (8, 128))  # batch, length
 FULL_MODEL_SIZES = tuple((batch, length) for batch in (1, 8, 32) for length in (16, 128, 384))
 SECONDS_PER_ROW = 3.0
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
-LONG_ENOUGH = 2e-2  # seconds; what is quicker is called several times
+LONG_ENOUGH = 1e-2  # seconds; what is quicker is called several times
 MOST_CALLS = 100
 FEWEST_INPUTS = 128  # tokens that a layer is timed on, few at a time or all at once
 WIDE_SPREAD = 0.25  # interquartile range over median, past which a machine was busy with something else
@@ -201,6 +202,7 @@ def layers_beside(models: Mapping[str, PreTrainedModel], family: Family) -> dict
     return layers
 
 
+@torch.random.fork_rng(devices=[])
 def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> PreTrainedModel:
     """An untrained model of the same size and head: converted to another shape, or dense."""
     cls: Any = type(model) if shape is not None else dense_class_of(type(model))
@@ -374,7 +376,7 @@ def _repeats(run: Run) -> int:
         if took >= LONG_ENOUGH:
             break
         shortest = min(shortest, took)
-    return min(MOST_CALLS, int(LONG_ENOUGH / shortest))
+    return min(MOST_CALLS, math.ceil(LONG_ENOUGH / shortest))
 
 
 def machine_name() -> str:

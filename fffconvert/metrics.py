@@ -127,6 +127,11 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     return found
 
 
+def micro_f1(labels: NDArray[np.int64], decided: NDArray[np.int64]) -> float:
+    """F1 over all labels of all rows, `(n_rows, n_labels)` each; scikit-learn takes one column for two classes."""
+    return float(f1_score(labels.ravel(), decided.ravel()))
+
+
 def loss(_task: Task, answers: Answers, _labels: Answers) -> float:
     """Cross-entropy at the masked places, in nats."""
     return float(-np.concatenate(answers)[:, 1].mean())
@@ -136,7 +141,7 @@ _METRICS = {
     "accuracy": _on_decisions(accuracy_score),
     "f1": _on_decisions(f1_score),
     "macro_f1": _on_decisions(f1_score, average="macro"),
-    "micro_f1": _on_decisions(f1_score, average="micro"),
+    "micro_f1": _on_decisions(micro_f1),
     "matthews_correlation": _on_decisions(matthews_corrcoef),
     "pearson": _on_decisions(partial(correlation, pearsonr)),
     "spearman": _on_decisions(partial(correlation, spearmanr)),

@@ -62,6 +62,22 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Gives a model back its forward, whatever Accelerate put around it for mixed precision.
+
+    Its own way back, `unwrap_model`, takes the decorators of `transformers` off too, and leaves a bare function.
+    """
+    names = ("forward", "_original_forward")
+    kept = {name: vars(model)[name] for name in names if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(kept)
+
+
+@contextmanager
 def undivided(model: nn.Module) -> Iterator[None]:
     """Gives every FFN all tokens at once for a while, where a configuration says a few at a time."""
     name = "chunk_size_feed_forward"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,9 +56,19 @@ option_max_length = click.option(
     help="Cut texts at so many tokens.",
 )
 
+
+class Finite(click.FloatRange):
+    """A range of numbers, without NaN and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As click does, which lets them through."""
+        found: float = super().convert(value, param, ctx)
+        return found if isfinite(found) else self.fail(f"{value} is not finite.", param, ctx)
+
+
 option_min_retention = click.option(
     "--min-retention",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     metavar="SHARE",
     help="Fail, when all is written, below this share of the teacher's score, such as 0.98.",
 )

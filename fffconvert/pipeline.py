@@ -42,7 +42,15 @@ from fffconvert.families import family_of
 from fffconvert.latency import benchmark
 from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import MAX_LENGTH, Init, Recipe
-from fffconvert.resumption import LOCK, alone_in, digest_of_rows, digest_of_weights, forget, write_whole
+from fffconvert.resumption import (
+    LOCK,
+    alone_in,
+    digest_of_rows,
+    digest_of_weights,
+    forget,
+    readable,
+    write_whole,
+)
 from fffconvert.sentence import read_modules
 from fffconvert.sources import Asked, asked_for
 from fffconvert.tree import REMOVED, TreeShape, narrow
@@ -166,7 +174,7 @@ def check_outputs(recipe: Recipe, output: Path) -> None:
 def is_of(recipe: Recipe, folder: Path) -> bool:
     """Whether a folder was made by a recipe."""
     saved = folder / RECIPE
-    return saved.is_file() and saved.read_text(encoding="utf-8") == recipe.to_yaml()
+    return saved.is_file() and saved.read_text(encoding="utf-8", errors="replace") == recipe.to_yaml()
 
 
 def check_inputs(stages: Stages) -> None:
@@ -180,7 +188,8 @@ def check_inputs(stages: Stages) -> None:
     }
     file = stages.work / INPUTS
     if file.exists():
-        theirs = json.loads(file.read_text(encoding="utf-8"))
+        with readable(file, stages.work):
+            theirs = dict(json.loads(file.read_text(encoding="utf-8")))
         if other := [name for name in theirs if theirs[name] != found.get(name)]:
             raise UserError(
                 f"{stages.work} holds a run with another {' and '.join(other)}; resume with that, or delete it"
@@ -248,7 +257,7 @@ def plan(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
         calibration_tokens=min(recipe.calibration_tokens, n_tokens),
         finetune_tokens=n_tokens * recipe.finetune.epochs if recipe.finetune else 0,
         distill_tokens=n_tokens * recipe.distill.epochs,
-        students=1 + len(recipe.controls),
+        controls=[made for name, made in students_of(recipe, config).items() if name != CONVERTED],
     )
     check_tree(recipe.tree, recipe.init, workload.calibration_tokens)
     return estimate(head, config, recipe.tree, recipe.init, workload)
@@ -436,7 +445,7 @@ def scores_of_teacher(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "active_neurons": float(found["dense_neurons"]),
         "share": 1.0,
         "score": found["teacher_score"],
-        "retention": 1.0 if found["teacher_score"] else None,
+        "retention": 1.0 if found["teacher_score"] > 0 else None,
         "agreement": 1.0,
         "hidden_error": 0.0,
     }

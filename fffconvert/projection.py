@@ -88,7 +88,7 @@ class WithOneDNN(TorchFunctionMode):
     """A context in which `F.linear` is oneDNN's wherever it serves, in any model and with gradients."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and not kwargs:
+        if func is F.linear and not kwargs and not torch.compiler.is_compiling():
             x, weight, bias = (*args, None)[:3]
             if onednn_serves(x, weight, bias) and x.numel():
                 rows = _Differentiable.apply(x.reshape(-1, x.shape[-1]), weight, bias)

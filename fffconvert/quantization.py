@@ -20,6 +20,7 @@ from fffconvert.recipe import MAX_LENGTH
 TEXTS_TO_COMPARE = 64
 
 
+@torch.random.fork_rng(devices=[])
 def quantize(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a converted model for inference on a CPU, projections stored in int8 and trees in bfloat16.
 

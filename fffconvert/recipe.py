@@ -196,11 +196,14 @@ class UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys differ."""
-        keys = [self.construct_object(key) for key, _ in node.value if key.tag != MERGE]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {twice[0]!r} comes twice", node.start_mark
-            )
+        seen = []
+        for part in (key for key, _ in node.value if key.tag != MERGE):
+            key = self.construct_object(part)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} comes twice", part.start_mark
+                )
+            seen.append(key)
         return super().construct_mapping(node, deep)
 
 

@@ -6,6 +6,7 @@ A checkpoint appears under its name only when it is whole, and holds dropout's d
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.recipe import Training
 
 SETTINGS = "settings.json"  # in the folder of a run's checkpoints
+DAMAGED = (SafetensorError, UnpicklingError)
 LOCK = "lock"  # of the run that is at work in a folder
 
 
@@ -99,19 +102,36 @@ def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, An
     """Loads the newest checkpoint, if there is one; returns the step that it was taken at.
 
     Raises:
-        UserError: For checkpoints of a run with other settings, another model or other data.
+        UserError: For checkpoints of a run with other settings, another model or other data, or that are damaged.
     """
     if folder is None or not checkpoints_in(folder):
         return 0
-    theirs = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    with readable(folder / SETTINGS, folder):
+        theirs = dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
     if other := [name for name in settings if theirs.get(name) != settings[name]]:
         raise UserError(
             f"{folder} holds checkpoints of a run with another {' and '.join(other)}; delete it to start anew"
         )
     step = checkpoints_in(folder)[-1]
     say(f"Resuming from step {step}")
-    accelerator.load_state(str(folder / f"step-{step}"))
+    with readable(folder / f"step-{step}", folder):
+        accelerator.load_state(str(folder / f"step-{step}"))
     return step
+
+
+@contextmanager
+def readable(file: Path, folder: Path) -> Iterator[None]:
+    """Says of what cannot be read back where it lies, and what to do.
+
+    Raises:
+        UserError: Where reading a file, or a folder of files, in the `folder` of a run fails.
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, *DAMAGED) as error:
+        raise UserError(
+            f"{file} could not be read ({first_line(error)}); if it is damaged, delete {folder} to start anew"
+        ) from error
 
 
 def checkpoints_in(folder: Path) -> list[int]:
@@ -141,22 +161,34 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Where another one does.
     """
+    if not is_main_process():
+        yield
+        return
     lock = FileLock(folder / LOCK)
-    if is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
+    for last in (False, False, True):
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
+            break
         except Timeout as error:
             raise UserError(
                 f"another run is at work in {folder}; wait for it, or name another output"
             ) from error
+        except (FileNotFoundError, FileExistsError):  # whoever was here before deletes it just now
+            if last:
+                raise
     try:
         yield
     finally:
+        over, windows = {path.name for path in folder.iterdir()} <= {LOCK}, os.name == "nt"
+        if over and not windows:
+            (folder / LOCK).unlink()  # while it is held: later somebody else may have it
         lock.release()
-        # not while it is open: Windows refuses that, and NFS leaves another file in its place
-        if is_main_process() and {path.name for path in folder.iterdir()} <= {LOCK}:
-            shutil.rmtree(folder)
+        if over:
+            with suppress(OSError):  # somebody else has come
+                if windows:  # which deletes no file that is open
+                    (folder / LOCK).unlink()
+                folder.rmdir()
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -167,5 +167,6 @@ def embeddings(hidden: Tensor, attention_mask: Tensor, pooling: nn.Module | None
 
 
 def embedding_error(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean relative squared error of embeddings `(n_rows, d)`."""
+    """Mean relative squared error of embeddings `(n_rows, d)`, in float32."""
+    ours, theirs = ours.float(), theirs.float()
     return ((ours - theirs).square().sum(-1) / theirs.square().sum(-1)).mean()

@@ -144,7 +144,7 @@ def reason_of(error: Exception, path: Path) -> str:
     """Why data could not be read, in words of ours where those of `datasets` say nothing."""
     if path.is_file() and path.stat().st_size == 0:
         return "it is empty"
-    if "corresponds to no data" in str(error):
+    if "corresponds to no data" in str(error) or "BatchSize must be greater than 0" in str(error):
         return "it has no rows"
     if "infer the same data file format" in str(error):
         return "its files are of several kinds"
@@ -161,6 +161,10 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
             )
         return load_from_disk(str(path)) if saved else _read_folder(path, source.subset)
     if path.is_file() and path.suffix.lower() in (".txt", *READERS):
+        if source.subset is not None:
+            raise UserError(
+                f"subset is {source.subset!r}, and {path} is a file, which has none; leave it out"
+            )
         return _read_file(path)
     if path.exists() or path.suffix.lower() in READERS or source.path.startswith((".", "/", "~")):
         raise UserError(
@@ -219,9 +223,12 @@ def dialect(file: Path) -> dict[str, Any]:
             csv.field_size_limit(longest)
     if any("\0" in name or "\ufffd" in name for name in names):
         raise UserError(f"{file} is no text in UTF-8; expected {WHOLE['csv']}")
-    for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs")):
-        if not tabs and len(names) == 1 and other in names[0]:
-            raise UserError(f"{file} has {what} between its columns; expected commas, or tabs in a .tsv")
+    expected = "tabs" if tabs else "commas, or tabs in a .tsv"
+    for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs"), (",", "commas")):
+        parts = names[0].count(other) if len(names) == 1 and other != separator else 0
+        # there may be commas in the name of a lone column
+        if parts and (not tabs or (first and first[0][0].count(other) == parts)):
+            raise UserError(f"{file} has {what} between its columns; expected {expected}")
     if first and len(first[0]) > len(names):
         raise UserError(
             f"{file} names {len(names)} columns and its first row has {len(first[0])}; expected as many, and quotes "

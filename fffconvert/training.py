@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from fffconvert.accelerator import make_accelerator
+from fffconvert.accelerator import make_accelerator, own_accumulation
 from fffconvert.batch import Batch
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
@@ -91,6 +91,7 @@ def optimizer_of(model: nn.Module, settings: Training, n_steps: int) -> tuple[Op
     return optimizer, get_scheduler("linear", optimizer, int(settings.warmup * n_steps), n_steps)
 
 
+@own_accumulation()
 def train(
     model: PreTrainedModel,
     rows: Dataset,
@@ -153,6 +154,7 @@ def train(
     if log_with:
         named = {"wandb": {"name": run_name}}
         accelerator.init_trackers("fffconvert", config=asdict(settings), init_kwargs=named)
+    parts: list[dict[str, Tensor]] = []  # the figures of a step's batches
     with onednn_on(accelerator.device), progress_bar(description, n_steps, done=step) as advance:
         for batch, in_step in batches_from(loader, step, n_steps, together):
             with accelerator.accumulate(wrapped):
@@ -166,15 +168,16 @@ def train(
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+            parts.append({name: figure.detach() for name, figure in figures.items()})
             if not accelerator.sync_gradients:
                 continue
             step += 1
-            log_step(accelerator, figures, step, advance, logged=log_with is not None)
+            log_step(accelerator, parts, step, advance, logged=log_with is not None)
+            parts.clear()
             if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
                 save_checkpoint(accelerator, checkpoints, step, described)
     for tracker in accelerator.trackers:
         tracker.finish()  # `end_training` would part the processes too, which have more to do
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else its forward stays in mixed precision
     accelerator.free_memory()
     model.to("cpu").eval()  # type: ignore[arg-type]
 
@@ -230,13 +233,14 @@ def diverged(step: int) -> UserError:
 
 def log_step(
     accelerator: Accelerator,
-    figures: dict[str, Tensor],
+    parts: list[dict[str, Tensor]],
     step: int,
     advance: Callable[[str], None],
     logged: bool,
 ) -> None:
-    """Moves the progress bar on and logs; refuses to go on from a loss that is not finite."""
-    values: dict[str, Any] = {name: float(figure.detach()) for name, figure in figures.items()}
+    """Moves the progress bar on and logs means over a step's batches; refuses a loss that is not finite."""
+    means = torch.stack([torch.stack([part[name] for part in parts]).mean() for name in parts[0]])
+    values: dict[str, Any] = dict(zip(parts[0], accelerator.reduce(means, "mean").tolist(), strict=True))
     if not all(abs(value) < float("inf") for value in values.values()):
         raise diverged(step)
     advance("  ".join(f"{name} {value:.3f}" for name, value in values.items()))

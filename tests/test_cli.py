@@ -598,6 +598,7 @@ def test_no_hub(dense: str, student: str, text: Path, tmp_path: Path) -> None:
 # ---- A full disk and Ctrl-C, in processes of their own
 
 
+@pytest.mark.slow
 def test_a_full_disk(
     dense: str, student: str, text: Path, tmp_path: Path, listing: Callable[[], set[str]]
 ) -> None:

@@ -187,6 +187,12 @@ def test_points_that_are_all_the_same(clustered: Clustered) -> None:
     assert sum(len(leaf) for leaf in tokens_by_node(inputs, routers)[-8:]) == 50
 
 
+def test_rounding_is_no_spread() -> None:
+    inputs = torch.full((50, 16), 0.3) * (1 + 1e-7 * normal(50, 1))
+    weights, _ = grow("neurons", inputs, normal(20, 16, seed=1), depth=2, seed=0)
+    assert weights.norm(dim=1).max() < 100
+
+
 def test_two_distinct_points_many_times() -> None:
     inputs = torch.tensor([[1.0, 2.0], [3.0, -1.0]]).repeat_interleave(20, dim=0)
     members = tokens_by_node(inputs, grow("inputs", inputs, normal(5, 2), depth=2, seed=0))

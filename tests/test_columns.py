@@ -119,6 +119,8 @@ def test_numbers_are_said_to_be_taken_for_classes(
     config = config_for("classification", id2label={0: "bad", 1: "good"})
     encoded_labels(tmp_path, tokenizer, config, [1, 0])
     assert "0 = bad, 1 = good" in " ".join(capsys.readouterr().err.split())
+    encoded_labels(tmp_path, tokenizer, None, [1, 2])  # which are names, whatever their numbers
+    assert "(classification: 1, 2)" in " ".join(capsys.readouterr().err.split())
     encoded_labels(tmp_path, tokenizer, config, ["good", "bad"])
     assert "bad, good" in " ".join(capsys.readouterr().err.split())
 

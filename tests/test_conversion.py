@@ -323,3 +323,13 @@ def test_arguments_that_cannot_be_are_one_line(
         convert(classifier, tokenizer, sentences(5), {"depth": 2})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="seed is -1; expected a number from 0"):
         converted(classifier, tokenizer, seed=-1)
+
+
+def test_weights_that_would_be_lost_are_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    classifier.classifier.lora_A = torch.nn.Parameter(torch.zeros(1, 16))
+    with pytest.raises(
+        UserError, match=r"has weights that its class has not: classifier.lora_A; merge adapters"
+    ):
+        convert(classifier, tokenizer, sentences(30), TreeShape(1, 2), calibration_tokens=100)

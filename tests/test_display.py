@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from fffconvert import display
+
+
+def test_a_log_keeps_a_line_whole(capsys):
+    display.say("word " * 60)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_without_stdout_there_is_still_a_program():
+    code = "import sys; sys.stdout = None; import fffconvert.display"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):

@@ -49,7 +49,9 @@ def test_named_classes_are_matched_by_name(
     source = DataSource(str(tmp_path / "saved"))
     turned = config_for("classification", id2label={0: "POS", 1: "NEG"})
     assert list(read_data(source, tokenizer, turned).rows["labels"]) == [1, 0, 0]
-    assert "by number" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "by number" not in said
+    assert "0 = " not in said  # the data has another order
     strange = config_for("classification", id2label={0: "bad", 1: "good"})
     assert list(read_data(source, tokenizer, strange).rows["labels"]) == [0, 1, 1]
     said = " ".join(capsys.readouterr().err.split())
@@ -311,6 +313,27 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_stand_is_refused(
     with pytest.raises(
         UserError, match="does not say where in a text its tokens stand, as tags of words need"
     ):
+        read_data(source, tokenizer, None)
+
+
+@pytest.mark.parametrize("known", [None, {0: "1", 1: "2"}], ids=["new head", "known labels"])
+def test_tags_that_are_to_be_ignored_are_no_class(
+    known: dict[int, str] | None, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = config_for("tokens", id2label=known) if known else None
+    for tags in ([[-100, 1], [2]], [["-100", "1"], ["2"]]):
+        rows = {"tokens": [["film", "book"], ["good"]], "ner_tags": tags}
+        data = read_data(write_jsonl(tmp_path / "own.jsonl", rows), tokenizer, config)
+        assert data.task.labels == ("1", "2")
+        assert [label for row in data.rows["labels"] for label in row if label != IGNORED] == [0, 1]
+
+
+def test_a_tokenizer_that_pads_before_labelled_tokens_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "padding_side", "left")
+    source = write_jsonl(tmp_path / "own.jsonl", {"tokens": [["a", "b"]], "ner_tags": [["O", "X"]]})
+    with pytest.raises(UserError, match=r"the tokenizer pads on the left, .* expected right"):
         read_data(source, tokenizer, None)
 
 

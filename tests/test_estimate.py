@@ -18,6 +18,7 @@ from fffconvert import estimate as module
 from fffconvert.cli import main
 from fffconvert.errors import UserError
 from fffconvert.estimate import FITTING, Workload, estimate, fitting, seconds_of
+from fffconvert.recipe import Init
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(2, 4)
@@ -138,10 +139,28 @@ def test_shared_ffn_is_fitted_on_all_its_uses() -> None:
     assert made_of[8].memory_bytes - made_of[4].memory_bytes == (2 + FITTING) * 2 * 64 * 16 * 4
 
 
-def test_half_precision_is_half_the_file() -> None:
-    whole = estimate(transformers.BertModel, tiny_config(), TREE, "inputs", Workload(100))
-    half = estimate(transformers.BertModel, tiny_config(dtype=torch.float16), TREE, "inputs", Workload(100))
-    assert half.bytes_after * 2 == whole.bytes_after
+def test_half_precision_is_half_the_file_until_it_is_trained_and_no_less_memory() -> None:
+    def found(dtype: torch.dtype, workload: Workload) -> module.Estimate:
+        return estimate(transformers.BertModel, tiny_config(dtype=dtype), TREE, "inputs", workload)
+
+    for workload, ratio in ((Workload(100), 2), (Workload(100, distill_tokens=10), 1)):
+        half, whole = found(torch.float16, workload), found(torch.float32, workload)
+        assert half.bytes_after * ratio == whole.bytes_after
+        assert half.memory_bytes >= whole.memory_bytes
+    assert half.bytes_before * 2 == whole.bytes_before
+
+
+def test_each_control_is_timed_by_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fitting", lambda _ffn, shape, _init, _n: float(shape.n_leaves))
+    monkeypatch.setattr(module, "seconds_of", lambda *_, **__: 0.0)
+
+    def trees(*controls: tuple[TreeShape, Init]) -> float:
+        workload = Workload(100, controls=controls)
+        return estimate(transformers.BertModel, tiny_config(), TREE, "inputs", workload).seconds["trees"]
+
+    n_layers = 2
+    assert trees() == n_layers * 4
+    assert trees((TreeShape(0, 5), "inputs"), (TREE, "random")) == n_layers * (4 + 1 + 4)
 
 
 def test_a_fit_is_timed_as_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

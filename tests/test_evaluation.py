@@ -116,3 +116,9 @@ def test_neighbours():
     theirs = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
     assert closeness(theirs, theirs) == {"cosine": pytest.approx(1), "neighbour_agreement": 1}
     assert closeness(theirs[[0, 2, 1]], theirs)["neighbour_agreement"] < 1
+
+
+def test_one_text_has_no_neighbour(tokenizer) -> None:
+    model, rows = BertModel(tiny_config()), tokenized_texts(sentences(1), tokenizer)
+    with pytest.raises(UserError, match="has no neighbour to judge by; expected two or more"):
+        evaluation.evaluate(model, tokenizer, Task("text", ("text",), kind="embedding"), {"own": rows}, model)

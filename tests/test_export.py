@@ -98,6 +98,7 @@ def graphs(tmp_path_factory) -> tuple[PreTrainedModel, PreTrainedModel, Path, di
     return dense, model, folder, absent
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("graphs")
 def test_the_benchmark_times_both_models_as_they_are(graphs):
     dense, model, folder, absent = graphs
@@ -111,6 +112,7 @@ def test_the_benchmark_times_both_models_as_they_are(graphs):
     assert (rounded - expected).norm() / expected.norm() < 0.5  # int8 of tiny random weights is coarse
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("graphs")
 @pytest.mark.parametrize("name", ["ONNX-Runtime", "converted-ONNX-Runtime"])
 def test_onnx_runtime_recognizes_attention_in_what_is_timed(graphs, name):
@@ -122,6 +124,7 @@ def test_onnx_runtime_recognizes_attention_in_what_is_timed(graphs, name):
     assert onnx.UNMASKED not in (dense.config._attn_implementation, model.config._attn_implementation)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("graphs")
 def test_a_graph_of_standard_operators_gives_what_pytorch_gives(graphs):
     import onnx as onnx_format

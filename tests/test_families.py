@@ -36,6 +36,7 @@ from fffconvert.recipe import Training
 from fffconvert.tree import REMOVED, TreeShape
 
 every_family = pytest.mark.parametrize("model_type", TINY)
+UNLIKE = ("bert", "distilbert", "deberta-v2", "albert", "modernbert")  # where FFNs are, and what they are
 
 
 def batch_of(tokenizer: PreTrainedTokenizerFast, n: int = 8) -> dict[str, Tensor]:
@@ -183,7 +184,10 @@ def test_longest_text_can_be_read(model_type: str) -> None:
         assert model(torch.full((1, n_tokens), 7))[0].shape == (1, n_tokens, 16)
 
 
-@every_family
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(name, marks=[] if name in UNLIKE else pytest.mark.slow) for name in TINY],
+)
 def test_info_and_benchmark(
     model_type: str, tokenizer: PreTrainedTokenizerFast, folder_of: Callable[..., str]
 ) -> None:

@@ -264,7 +264,8 @@ def test_guard_of_evaluate(evaluated: tuple[object, ...]) -> None:
     lonely = run("evaluate", "student", "--text", "plain.txt", "--min-retention", 0.5)
     assert lonely.exit_code == 1
     assert "--min-retention needs a teacher to compare with" in lonely.output
-    assert run(*evaluated, "--min-retention", 1.2).exit_code == 2
+    for out_of_range in (1.2, "nan"):
+        assert run(*evaluated, "--min-retention", out_of_range).exit_code == 2
 
 
 @pytest.mark.parametrize("where", ["option", "recipe"])

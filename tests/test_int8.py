@@ -241,3 +241,12 @@ def test_a_quantized_model_runs_where_gradients_are_on(classifier, tokenizer):
     student = convert(classifier, tokenizer, ["good film"] * 20, TreeShape(1, 1)).model
     assert torch.is_grad_enabled()
     assert quantize(student)(torch.tensor([[2, 7, 3]])).logits.isfinite().all()
+
+
+def test_a_model_in_int8_is_traced_and_making_it_draws_nothing(student):
+    before = torch.get_rng_state()
+    model = quantize(student)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, IDS, strict=False)
+        assert torch.equal(traced(IDS)["logits"], model(IDS).logits)

@@ -148,6 +148,13 @@ def test_converted_models_compile_without_a_graph_break(student):
         torch.testing.assert_close(compiled(input_ids=ids).logits, student(input_ids=ids).logits)
 
 
+def test_what_is_quick_is_called_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    for milliseconds, calls in ((0.001, latency.MOST_CALLS), (4, 3), (9, 2), (11, 1)):
+        clock = iter(n * milliseconds / 1000 for n in (0, 1, 1, 2, 2, 3))
+        monkeypatch.setattr(latency.time, "perf_counter", lambda clock=clock: next(clock))
+        assert latency._repeats(lambda: None) == calls
+
+
 def test_layers_are_called_in_turn_each_on_tokens_of_its_own():
     seen: list[tuple[str, list[float]]] = []
     layers = [lambda x, name=name: seen.append((name, x.flatten().tolist())) for name in ("first", "second")]

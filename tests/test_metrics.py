@@ -36,6 +36,13 @@ def test_several_classes_at_once() -> None:
     assert agreement(task, logits, -logits) == 0
 
 
+def test_one_label_that_may_be_absent_is_no_choice_of_two_classes() -> None:
+    task, labels = task_of("multi-label", ("a",)), np.array([[1.0], [0], [0], [1]])
+    silent, half = np.full((4, 1), -1.0), np.array([[1.0], [-1], [-1], [-1]])
+    assert compute_metrics(task, silent, labels) == {"micro_f1": 0, "accuracy": 1 / 2}
+    assert compute_metrics(task, half, labels)["micro_f1"] == pytest.approx(2 / 3)
+
+
 def test_regression() -> None:
     task, x = task_of("regression"), np.array([[1.0], [2], [4]])
     assert compute_metrics(task, 3 * x + 1, x[:, 0]) == pytest.approx({"pearson": 1, "spearman": 1})

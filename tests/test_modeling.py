@@ -359,6 +359,7 @@ for _ in orders:
 """
 
 
+@pytest.mark.slow
 def test_known_whatever_is_imported_first(student: PreTrainedModel, folder_of: Callable[..., str]) -> None:
     folder = folder_of(student)
     Path(folder, "model.pickle").write_bytes(pickle.dumps(student))

@@ -34,16 +34,14 @@ from fffconvert import pipeline as pipeline_module
 from fffconvert import training
 from fffconvert.checkpoint import load
 from fffconvert.errors import NotWritten, UserError
-from fffconvert.pipeline import Result, run
+from fffconvert.pipeline import Result, run, scores_of_teacher
 from fffconvert.recipe import Recipe, Training, load_recipe
 from fffconvert.tree import TreeShape
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-ALIKE = {
-    f"bert-base-{task}" for task in ("cola", "mrpc", "qnli", "qqp", "rte", "wnli")
-}  # to `bert-base-sst2`
+ALIKE = {f"bert-base-{task}" for task in ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli")}
 TINY = (
     "tree={depth: 2, leaf_width: 2}",
     "calibration_tokens=300",
@@ -221,9 +219,9 @@ def run_and_hold(recipe: Recipe, output: Path, data_dir: Path, resume: bool, hel
 
     log_step, distill = training.log_step, pipeline_module.distill
 
-    def log_and_hold(accelerator: object, figures: object, step: int, *rest, **more) -> None:
-        log_step(accelerator, figures, step, *rest, **more)
-        hold(f"step {step} of {'teacher' if 'loss' in figures else 'student'}")
+    def log_and_hold(accelerator: object, parts: list[dict[str, object]], step: int, *rest, **more) -> None:
+        log_step(accelerator, parts, step, *rest, **more)
+        hold(f"step {step} of {'teacher' if 'loss' in parts[0] else 'student'}")
 
     def hold_and_distill(*arguments, **more) -> None:
         hold(f"start of {more['checkpoints'].stem}")
@@ -384,7 +382,7 @@ def test_a_disk_that_is_full_when_a_student_is_saved_costs_no_conversion(
     write = PreTrainedModel.save_pretrained
 
     def full(model: PreTrainedModel, folder: Path, **rest: Any) -> None:
-        if folder.name == ".converted.writing":
+        if folder.parent.name == ".converted.writing":
             raise SafetensorError("No space left on device")
         write(model, folder, **rest)
 
@@ -512,3 +510,8 @@ def test_an_output_that_is_there_is_left_alone(recipe: Recipe, glue: Path, tmp_p
     with pytest.raises(UserError, match=r"out.work holds no run to resume"):
         run(recipe, tmp_path / "out", data_dir=glue, resume=True)
     assert not (tmp_path / "out.work").exists()
+
+
+def test_a_teacher_below_nothing_keeps_nothing() -> None:
+    scores = {"dense_neurons": 32, "teacher_score": -0.2}
+    assert scores_of_teacher({"converted": {"scores": scores}})["retention"] is None

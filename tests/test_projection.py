@@ -210,3 +210,18 @@ def test_compiled_in_one_graph_and_exported_as_plain_linear(
     assert "fffconvert.linear" in graph.code
     assert "fffconvert.linear" not in exported.graph_module.code
     assert "mkldnn" not in exported.graph_module.code
+
+
+def test_a_model_that_is_compiled_keeps_its_own_linear_layers(
+    classifier: BertForSequenceClassification,
+) -> None:
+    ids, called = torch.arange(2, 8)[None], set[str]()
+
+    def look(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        called.update(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad(), WithOneDNN():
+        torch.compile(classifier, backend=look)(input_ids=ids)
+    assert called
+    assert not any("mkldnn" in name for name in called)

@@ -276,5 +276,5 @@ def test_a_mistaken_override_is_named(override: str, message: str, load) -> None
 def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("model: a\ntask: sst2\nseed: 1\nseed: 2\n")
-    with pytest.raises(UserError, match=r"mine.yaml is not YAML: key 'seed' comes twice .*line 1"):
+    with pytest.raises(UserError, match=r"mine.yaml is not YAML: key 'seed' comes twice .*line 4"):
         load_recipe(file)

@@ -99,6 +99,7 @@ def test_no_hub_is_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
         ("empty.jsonl", r"empty.jsonl could not be read \(it is empty\); expected one object for each"),
         ("semicolons.csv", "semicolons.csv has semicolons between its columns; expected commas, or tabs"),
         ("bars.csv", "bars.csv has bars between its columns; expected commas, or tabs"),
+        ("commas.tsv", "commas.tsv has commas between its columns; expected tabs"),
         ("empty", "empty could not be read"),
     ],
 )
@@ -110,6 +111,7 @@ def test_data_that_is_not_there(
         Path(name).write_text("{ no", encoding="utf-8")
     for name in ("empty.csv", "empty.jsonl"):
         Path(name).touch()
+    Path("commas.tsv").write_text("text,label\ngood,1\n", encoding="utf-8")
     Path("semicolons.csv").write_text("text;label\ngood, really;1\n", encoding="utf-8")
     Path("bars.csv").write_text("text|label\ngood, really|1\n", encoding="utf-8")
     Path("empty").mkdir()
@@ -258,3 +260,13 @@ def test_what_is_no_table_is_said_in_words_of_ours(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load_source(DataSource(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "header"), [("own.csv", '"text, cleaned"'), ("own.tsv", "text (first, second)")]
+)
+def test_the_name_of_a_lone_column_may_have_commas(name: str, header: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(f"{header}\na good film\nbad\n", encoding="utf-8")
+    (rows,) = load_source(DataSource(str(file))).values()
+    assert rows.column_names == [header.strip('"')]

@@ -133,6 +133,22 @@ def test_two_accumulated_batches_are_one_of_twice_the_size(
     assert_close_weights(*ends)
 
 
+def test_what_is_logged_of_a_step_is_of_all_its_batches(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: list[dict[str, float]] = []
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "recorder", Recorder)
+    monkeypatch.setattr(Recorder, "log", lambda _, values, step, **__: logged.append(values))
+    monkeypatch.setattr(EpochSampler, "__iter__", lambda _: iter(range(16)))
+    for size, accumulation in ((16, 1), (4, 4)):
+        settings = replace(SETTINGS, epochs=1, batch_size=size, gradient_accumulation=accumulation)
+        student = student_of(classifier, tokenizer)
+        distill(student, classifier, tokenizer, rows_for(tokenizer, 16), settings, log_with="recorder")
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+
+
 def test_the_last_batches_of_an_epoch_count_as_much_as_others(
     classifier: BertForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
@@ -494,6 +510,25 @@ def test_a_first_checkpoint_that_cannot_be_written_leaves_nothing_but_what_was_t
         assert (sorted(path.name for path in folder.iterdir()) if folder.exists() else None) == left
 
 
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [("", "settings.json"), ("{", "settings.json"), ("[1]", "settings.json"), ("half", "step-5")],
+)
+def test_a_checkpoint_that_is_damaged_is_named(
+    damage: str,
+    file: str,
+    interrupted: Path,
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    damaged = interrupted / file
+    damaged = damaged / "model.safetensors" if damaged.is_dir() else damaged
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2] if damage == "half" else damage.encode())
+    with pytest.raises(UserError, match=f"{file} could not be read .* delete {interrupted} to start anew"):
+        finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS, checkpoints=interrupted)
+
+
 def test_what_somebody_else_put_beside_the_checkpoints_stays(interrupted: Path) -> None:
     (interrupted / "mine.txt").write_text("mine")
     forget(interrupted)
@@ -528,13 +563,22 @@ def tune_in_mixed_precision(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     again = deepcopy(model)
     again.__dict__.pop("forward", None)
     ids = torch.arange(2, 8)[None]
-    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert torch.equal(model(ids, return_dict=True).logits, again(ids).logits)
+    assert torch.equal(model(ids, return_dict=False)[0], again(ids).logits)
 
 
 def test_a_model_trained_in_mixed_precision_computes_in_its_own_afterwards(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     assert finish(start(tune_in_mixed_precision, classifier, tokenizer)) == 0
+
+
+def test_an_accelerator_of_ones_own_goes_on_accumulating(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    own = Accelerator(gradient_accumulation_steps=4)
+    finetune(classifier, tokenizer, rows_for(tokenizer), replace(SETTINGS, epochs=1))
+    assert own.gradient_accumulation_steps == 4
 
 
 # ---- Two processes

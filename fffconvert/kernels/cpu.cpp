@@ -153,7 +153,7 @@ inline Ahead rows_ahead(const E* rows, int64_t n, int64_t d) {
   return {first, first + n * d * sizeof(E)};
 }
 
-// ---- Activations: float accuracy, NaN in gives NaN out, infinities as PyTorch has them.
+// ---- Activations: float accuracy, NaN in gives NaN out, infinities their limits.
 
 inline Vec poly(Vec x, std::initializer_list<float> highest_first) {
   Vec y = {};
