@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import GradientState, is_initialized
+from accelerate.state import AcceleratorState, GradientState, is_initialized
 from accelerate.tracking import filter_trackers
 from accelerate.utils import (
     DataLoaderConfiguration,
@@ -49,14 +49,16 @@ def make_accelerator(
 
 
 @contextmanager
-def own_accumulation() -> Iterator[None]:
-    """Leaves the gradient accumulation of a caller's own loop as it was: each Accelerator sets that of the process."""
-    state = GradientState()
-    before = state.plugin_kwargs
+def own_accelerate() -> Iterator[None]:
+    """Leaves Accelerate as the caller has it: each Accelerator sets gradient accumulation and precision for all."""
+    gradients, used = GradientState(), is_initialized()
+    accumulation = gradients.plugin_kwargs
     try:
         yield
     finally:
-        state.plugin_kwargs = before
+        gradients.plugin_kwargs = accumulation
+        if not used:
+            AcceleratorState._reset_state()
 
 
 def process_state() -> PartialState:

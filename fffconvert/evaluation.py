@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
-from fffconvert.accelerator import make_accelerator, own_accumulation, process_state
+from fffconvert.accelerator import make_accelerator, own_accelerate, process_state
 from fffconvert.batch import Batch, on, without_truth
 from fffconvert.display import progress_bar
 from fffconvert.distillation import check_pair, hidden_errors
@@ -392,7 +392,7 @@ def device_for(model: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if int8 else process_state().device
 
 
-@own_accumulation()
+@own_accelerate()
 def forward_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from fffconvert.accelerator import make_accelerator, own_accumulation
+from fffconvert.accelerator import make_accelerator, own_accelerate
 from fffconvert.batch import Batch
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
@@ -91,7 +91,7 @@ def optimizer_of(model: nn.Module, settings: Training, n_steps: int) -> tuple[Op
     return optimizer, get_scheduler("linear", optimizer, int(settings.warmup * n_steps), n_steps)
 
 
-@own_accumulation()
+@own_accelerate()
 def train(
     model: PreTrainedModel,
     rows: Dataset,

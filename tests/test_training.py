@@ -581,6 +581,18 @@ def test_an_accelerator_of_ones_own_goes_on_accumulating(
     assert own.gradient_accumulation_steps == 4
 
 
+def choose_a_precision_after_evaluating(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = rows_for(tokenizer)
+    evaluate(model, tokenizer, TASKS["sst2"], {"validation": rows})
+    assert Accelerator(mixed_precision="bf16", cpu=True).mixed_precision == "bf16"
+
+
+def test_a_process_that_has_evaluated_may_choose_its_precision(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert finish(start(choose_a_precision_after_evaluating, classifier, tokenizer)) == 0
+
+
 # ---- Two processes
 
 TWO = """
