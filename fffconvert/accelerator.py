@@ -40,7 +40,7 @@ def make_accelerator(
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bfloat16 else "no")
     return Accelerator(
         gradient_accumulation_steps=gradient_accumulation,
-        mixed_precision=None if is_initialized() else asked,  # a process has one for good
+        mixed_precision=None if is_initialized() else asked,  # a process has one at a time
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         log_with=log_with,

@@ -32,9 +32,7 @@ def pack(weight: Tensor, scale: Tensor, bias: Tensor) -> Any:
         if torch.backends.quantized.engine == "none":
             raise UserError("this build of PyTorch has no int8 arithmetic; use the model without --int8")
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.filterwarnings(
-                "ignore", message=".*deprecated", category=UserWarning
-            )  # for later versions
+            warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
             zeros = torch.zeros(len(scale), dtype=torch.long)
             quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
             _packed[weight] = torch.ops.quantized.linear_prepack(quantized, bias)
@@ -112,9 +110,9 @@ class Int8Linear(nn.Module):
             )
         if torch.is_grad_enabled() and self.training:
             raise UserError("int8 projections cannot be trained; train the float32 model, then quantize it")
-        followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        followed = torch.compiler.is_compiling() or torch._C._get_tracing_state()
         if followed or (torch.is_grad_enabled() and x.requires_grad):
-            return int8_linear(x, self.weight, self.scale, self.bias)  # dearer than the call that it makes
+            return int8_linear(x, self.weight, self.scale, self.bias)  # dearer than its call
         packed = pack(self.weight, self.scale, self.bias)
         result: Tensor = torch.ops.quantized.linear_dynamic.default(x, packed, False)
         return result

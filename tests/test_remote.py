@@ -142,7 +142,7 @@ def test_the_flat_file_is_complete_and_small(tmp_path):
     assert "import fffconvert" not in text
     assert "from fffconvert" not in text
     assert "SPDX-License-Identifier: Apache-2.0" in text
-    assert len(text) < 41_000
+    assert len(text) < 40_000
 
 
 def test_a_name_defined_twice_is_refused():
