@@ -16,7 +16,7 @@ from fffconvert.batch import Batch, without_truth
 from fffconvert.errors import UserError
 from fffconvert.families import PREFIX
 from fffconvert.fff import FFF
-from fffconvert.modes import evaluating, moved, own_forward
+from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
 from fffconvert.tasks import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
@@ -58,18 +58,17 @@ def finetune(
         value: Tensor = wrapped(**batch, return_dict=True).loss
         return value, {"loss": value}
 
-    with own_forward(model):
-        train(
-            model,
-            rows,
-            tokenizer,
-            loss,
-            settings,
-            description="Fine-tuning the teacher",
-            seed=seed,
-            checkpoints=checkpoints,
-            log_with=log_with,
-        )
+    train(
+        model,
+        rows,
+        tokenizer,
+        loss,
+        settings,
+        description="Fine-tuning the teacher",
+        seed=seed,
+        checkpoints=checkpoints,
+        log_with=log_with,
+    )
 
 
 def distill(
@@ -130,7 +129,7 @@ def distill(
         figures["embedding"] = embedding_error(ours, theirs)
         return value + EMBEDDING_WEIGHT * figures["embedding"], figures
 
-    with evaluating(teacher), moved(teacher, process_state().device), own_forward(student):
+    with evaluating(teacher), moved(teacher, process_state().device):
         train(
             student,
             rows,

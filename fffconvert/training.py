@@ -34,6 +34,7 @@ from fffconvert.batch import Batch
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
+from fffconvert.modes import own_forward
 from fffconvert.projection import onednn_on
 from fffconvert.recipe import Training
 from fffconvert.resumption import fingerprint, resume, save_checkpoint
@@ -145,37 +146,35 @@ def train(
     together = settings.gradient_accumulation
     n_steps = settings.epochs * -(-len(batches) // together)
     optimizer, schedule = optimizer_of(model, settings, n_steps)
-    wrapped, optimizer, schedule, loader = accelerator.prepare(
-        model, optimizer, schedule, loader_of(rows, tokenizer, batches)
-    )
-    wrapped.train(dropout)
-    described = fingerprint(settings, seed, rows, model, teacher) if checkpoints else {}
-    step = resume(accelerator, checkpoints, described)
-    if log_with:
-        named = {"wandb": {"name": run_name}}
-        accelerator.init_trackers("fffconvert", config=asdict(settings), init_kwargs=named)
-    parts: list[dict[str, Tensor]] = []  # the figures of a step's batches
-    with onednn_on(accelerator.device), progress_bar(description, n_steps, done=step) as advance:
-        for batch, in_step in batches_from(loader, step, n_steps, together):
-            with accelerator.accumulate(wrapped):
-                value, figures = loss(wrapped, batch)
-                accelerator.backward(value * (together / in_step))  # Accelerate divides by `together`
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.max_grad_norm)
-                    # before the step: else NaN reaches the weights, and then a checkpoint
-                    if norm is not None and accelerator.scaler is None and not torch.isfinite(norm):
-                        raise diverged(step + 1)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-            parts.append({name: figure.detach() for name, figure in figures.items()})
-            if not accelerator.sync_gradients:
-                continue
-            step += 1
-            log_step(accelerator, parts, step, advance, logged=log_with is not None)
-            parts.clear()
-            if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
-                save_checkpoint(accelerator, checkpoints, step, described)
+    with own_forward(model), onednn_on(accelerator.device):
+        wrapped, optimizer, schedule, loader = accelerator.prepare(
+            model, optimizer, schedule, loader_of(rows, tokenizer, batches)
+        )
+        wrapped.train(dropout)
+        described = fingerprint(settings, seed, rows, model, teacher) if checkpoints else {}
+        step = resume(accelerator, checkpoints, described)
+        if log_with:
+            named = {"wandb": {"name": run_name}}
+            accelerator.init_trackers("fffconvert", config=asdict(settings), init_kwargs=named)
+        parts: list[dict[str, Tensor]] = []  # the figures of a step's batches
+        with progress_bar(description, n_steps, done=step) as advance:
+            for batch, in_step in batches_from(loader, step, n_steps, together):
+                with accelerator.accumulate(wrapped):
+                    value, figures = loss(wrapped, batch)
+                    accelerator.backward(value * (together / in_step))  # Accelerate divides by `together`
+                    if accelerator.sync_gradients:
+                        clip(accelerator, wrapped, settings.max_grad_norm, step + 1)
+                    optimizer.step()
+                    schedule.step()
+                    optimizer.zero_grad()
+                parts.append({name: figure.detach() for name, figure in figures.items()})
+                if not accelerator.sync_gradients:
+                    continue
+                step += 1
+                log_step(accelerator, parts, step, advance, logged=log_with is not None)
+                parts.clear()
+                if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
+                    save_checkpoint(accelerator, checkpoints, step, described)
     for tracker in accelerator.trackers:
         tracker.finish()  # `end_training` would part the processes too, which have more to do
     accelerator.free_memory()
@@ -222,6 +221,14 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
         if parameter.requires_grad:
             groups.setdefault(rates.get(parameter, learning_rate), []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def clip(accelerator: Accelerator, model: nn.Module, max_norm: float, step: int) -> None:
+    """Clips the gradients of a step; refuses those that are not finite, before they reach the weights."""
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    # a scaler skips such a step by itself
+    if norm is not None and accelerator.scaler is None and not torch.isfinite(norm):
+        raise diverged(step)
 
 
 def diverged(step: int) -> UserError:
