@@ -23,19 +23,12 @@ from fffconvert import Recipe, Training, TreeShape
 from fffconvert.checkpoint import read_report, versions
 from fffconvert.display import table
 from fffconvert.evaluation import value_kept
+from fffconvert.folders import write_whole
 from fffconvert.inspection import env
-from fffconvert.pipeline import (
-    CONVERTED,
-    TEACHER,
-    Stages,
-    load_base,
-    make_teacher,
-    students_of,
-    table_of,
-)
+from fffconvert.pipeline import CONVERTED, Stages, load_base, make_teacher, students_of, table_of
 from fffconvert.recipe import CALIBRATION_TOKENS
-from fffconvert.resumption import write_whole
 from fffconvert.tree import DEFAULT_TREE
+from fffconvert.workspace import TEACHER
 
 EPOCHS = {"sst2": 2, "mrpc": 6, "cola": 6, "stsb": 6, "mnli": 2}  # of the teacher
 TEACHER_ROWS = 30_000

@@ -20,10 +20,11 @@ from fffconvert import Recipe, Training, TreeShape, load
 from fffconvert.checkpoint import Loaded
 from fffconvert.data import read_validations
 from fffconvert.evaluation import Judge
-from fffconvert.pipeline import CONVERTED, START, TEACHER, Stages, load_base, students_of, table_of
-from fffconvert.resumption import write_whole
+from fffconvert.folders import write_whole
+from fffconvert.pipeline import CONVERTED, Stages, load_base, students_of, table_of
 from fffconvert.sources import train_split
 from fffconvert.tasks import as_asked_of, task_named
+from fffconvert.workspace import START, TEACHER
 
 
 def sentences(work: Path, data_dir: Path | None) -> Path:

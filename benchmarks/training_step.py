@@ -20,7 +20,7 @@ from fffconvert.distillation import distillation_loss
 from fffconvert.families import random_ids
 from fffconvert.latency import time_row
 from fffconvert.projection import WithOneDNN
-from fffconvert.text import standard_library_sentences
+from fffconvert.python_docs import standard_library_sentences
 
 SIZES = ((32, 16), (32, 64), (16, 128))  # batch, length
 

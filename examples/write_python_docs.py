@@ -6,7 +6,7 @@ python examples/write_python_docs.py python-docs.txt
 import sys
 from pathlib import Path
 
-from fffconvert.text import standard_library_sentences
+from fffconvert.python_docs import standard_library_sentences
 
 
 def main(output: str) -> None:

@@ -12,31 +12,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from random import Random
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.batch import Batch
-from fffconvert.display import say
 from fffconvert.errors import UserError
-from fffconvert.families import (
-    family_of,
-    ffn_inputs_of,
-    ffn_outputs_of,
-    longest_text,
-    read_ffns,
-)
+from fffconvert.families import family_of, ffn_inputs_of, ffn_outputs_of, read_ffns
 from fffconvert.reading import Reading, hear
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.sensitivity import sensitivities
-
-Text = str | tuple[str, str]
-"""A text, or a pair of them for a model that reads two."""
+from fffconvert.text import Text, encode, is_text, readable_length, say_if_cut
 
 BATCH_SIZE = 32
 ENCODED_AT_ONCE = 1024
-FEW_CUT = 0.01  # of the texts: of fewer that are cut nobody needs to hear
 FEWEST_TOKENS_PER_TEXT = 4  # a word between two special tokens, and one to spare
 
 
@@ -51,37 +40,6 @@ def sample_texts(texts: Iterable[Text], n_texts: int, seed: int) -> list[Text]:
             kept[slot] = text
     random.shuffle(kept)
     return kept
-
-
-def readable_length(
-    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None, max_length: int
-) -> int:
-    """`max_length`, or what the model can read at the most; who asked for more is told.
-
-    Raises:
-        UserError: For a length that holds no word, or a tokenizer that cannot pad.
-    """
-    if tokenizer.pad_token is None:
-        raise UserError("the tokenizer has no padding token; expected one: set `pad_token` and save it")
-    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if max_length < least:
-        raise UserError(
-            f"max_length is {max_length}; expected at least {least}, as the tokenizer adds {least - 1}"
-        )
-    limit = min(tokenizer.model_max_length, longest_text(config) if config else max_length)
-    if limit < max_length != MAX_LENGTH:
-        say(f"Texts are cut at {limit} tokens: the model reads no more")
-    return min(limit, max_length)
-
-
-def say_if_cut(what: str, lengths: Iterable[int], limit: int) -> None:
-    """One line where more than a few texts have as many tokens as they may: what follows was not read."""
-    cut = [length >= limit for length in lengths]
-    if sum(cut) > FEW_CUT * len(cut):
-        say(
-            f"{what}: {sum(cut):,} of {len(cut):,} texts reach {limit} tokens and are cut there; --max-length "
-            "(in a recipe: max_length) reads further, as far as the model can"
-        )
 
 
 @dataclass(frozen=True)
@@ -190,13 +148,6 @@ def tokens_in(batches: list[Batch]) -> int:
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
-def is_text(value: Any) -> bool:
-    """Whether it is a text, or a pair of texts."""
-    if isinstance(value, tuple | list):
-        return len(value) == 2 and all(isinstance(part, str) for part in value)
-    return isinstance(value, str)
-
-
 def batches_of(
     sample: list[Text], tokenizer: PreTrainedTokenizerBase, n_tokens: int, max_length: int, seed: int
 ) -> list[Batch]:
@@ -213,12 +164,3 @@ def batches_of(
     batches = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
     Random(seed).shuffle(batches)
     return [dict(tokenizer.pad(batch, return_tensors="pt")) for batch in batches]
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_length: int
-) -> dict[str, list[list[int]]]:
-    """Texts or pairs as a model takes them, not padded yet."""
-    firsts = [text if isinstance(text, str) else text[0] for text in texts]
-    seconds = None if isinstance(texts[0], str) else [text[1] for text in texts]
-    return dict(tokenizer(firsts, seconds, truncation=True, max_length=max_length))

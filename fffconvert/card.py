@@ -9,8 +9,9 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from fffconvert.heads import Kind, kind_of
 from fffconvert.modeling import dense_neurons, shape_of
-from fffconvert.tasks import TASKS, Kind, kind_of
+from fffconvert.tasks import TASKS
 
 TEMPLATE = Path(__file__).with_name("card.md")
 

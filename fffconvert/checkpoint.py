@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -27,10 +24,11 @@ from fffconvert.card import dense_card, model_card
 from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.families import family_behind, family_of, longest_text
+from fffconvert.folders import new_folder
+from fffconvert.heads import HEAD_OF, Kind, as_saved, kind_of, labels_of, names_labels, reordered
 from fffconvert.recipe import Recipe
-from fffconvert.resumption import alone_in
 from fffconvert.sentence import SentenceModules, pools, read_modules
-from fffconvert.tasks import HEAD_OF, Kind, Task, as_saved, kind_of, labels_of, names_labels, reordered
+from fffconvert.tasks import Task
 
 RECIPE, REPORT = "recipe.yaml", "report.json"  # how a model was made, and what was measured then
 FARTHEST = 2  # levels of folders that a mistyped name is looked for below the first that is there
@@ -282,48 +280,6 @@ def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(config))
     return tokenizer
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
-    if folder.name in ("", ".."):
-        raise UserError(f"{folder} is a folder that is there; name a new one")
-    if folder.is_symlink():
-        raise UserError(f"{folder} is a link; name the folder itself")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; expected a folder")
-    if folder.is_mount():
-        raise UserError(f"{folder} is a mount point; name a folder in it")
-    existing = next(path for path in folder.absolute().parents if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"{existing} is a file; expected a folder to write {folder} in")
-    if not os.access(existing, os.W_OK):
-        raise UserError(f"{existing} cannot be written to; name an output folder elsewhere")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not empty; name a new folder or delete it")
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder to fill; it gets its name when all is written, and is deleted if anything fails.
-
-    Raises:
-        UserError: For a folder that is not empty, or that another run is writing.
-    """
-    refuse_existing(folder)
-    beside = folder.with_name(f".{folder.name}.writing")
-    with alone_in(beside):
-        whole = beside / "whole"
-        shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
-        whole.mkdir()
-        try:
-            yield whole
-            refuse_existing(folder)
-            if folder.exists():
-                folder.rmdir()
-            whole.rename(folder)
-        finally:
-            shutil.rmtree(whole, ignore_errors=True)
 
 
 def save(

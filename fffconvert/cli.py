@@ -172,14 +172,14 @@ def run(
     named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     recipe = load_recipe(recipe_file, (*overrides, *named))
     quiet_libraries()
-    from fffconvert import checkpoint, evaluation, pipeline
+    from fffconvert import checkpoint, evaluation, pipeline, workspace
     from fffconvert.accelerator import check_tracker
 
     if dry_run:
         if log_with:
             check_tracker(log_with)
         if not resume:
-            pipeline.check_outputs(recipe, output)
+            workspace.check_outputs(recipe, output)
         found = pipeline.plan(recipe, data_dir).to_dict()
         write_json(json_file, found)
         show_estimate(recipe.model, found)
@@ -269,12 +269,12 @@ def convert(
     """
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
-    from fffconvert import checkpoint, conversion, modeling, pipeline
+    from fffconvert import checkpoint, conversion, folders, modeling, pipeline
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
     conversion.check_tree(tree, init, calibration_tokens)  # before a model is read
-    checkpoint.refuse_existing(output)
+    folders.refuse_existing(output)
     asked = calibration_data(calibration, data)
     if dry_run:
         found = pipeline.plan_conversion(
@@ -330,10 +330,10 @@ def quantize(model: str, output: Path, json_file: Path | None) -> None:
     fffconvert evaluate distilled-int8 --task sst2 --teacher distilled
     """
     quiet_libraries()
-    from fffconvert import checkpoint
+    from fffconvert import checkpoint, folders
     from fffconvert.inspection import fits_of
 
-    checkpoint.refuse_existing(output)
+    folders.refuse_existing(output)
     layers = fits_of(model)  # read before the work, should it be no JSON
     made, gain = quantized(checkpoint.load(model))
     checkpoint.save(made, output, report={"layers": layers, "int8": gain})
@@ -345,7 +345,7 @@ def quantize(model: str, output: Path, json_file: Path | None) -> None:
 def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
     """A converted model in int8, and what that loses and gains."""
     from fffconvert import latency, quantization
-    from fffconvert.text import standard_library_sentences
+    from fffconvert.python_docs import standard_library_sentences
 
     loaded.model.float()
     made = replace(loaded, model=quantization.quantize(loaded.model))
@@ -374,7 +374,7 @@ def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
 def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
     """The texts that were asked for, or what serves without."""
     from fffconvert.data import read_texts
-    from fffconvert.text import standard_library_sentences
+    from fffconvert.python_docs import standard_library_sentences
 
     if asked is not None:
         return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
@@ -413,12 +413,12 @@ def finetune(
     fffconvert finetune bert-base-uncased teacher --data train.csv --label-column stars
     """
     quiet_libraries()
-    from fffconvert import checkpoint, distillation
+    from fffconvert import checkpoint, distillation, folders
     from fffconvert.data import read_data
     from fffconvert.sources import asked_for
 
     settings = replace(FINETUNE, **training)
-    checkpoint.refuse_existing(output)
+    folders.refuse_existing(output)
     found = read_data(
         asked_for(task, None, data),
         checkpoint.load_tokenizer(model, checkpoint.load_config(model)),
@@ -480,13 +480,13 @@ def distill(
     """
     settings = Training(**training)
     quiet_libraries()
-    from fffconvert import checkpoint, distillation, modeling
+    from fffconvert import checkpoint, distillation, folders, modeling
     from fffconvert.data import read_data
+    from fffconvert.heads import check_judgeable
     from fffconvert.inspection import fits_of
     from fffconvert.sources import asked_for
-    from fffconvert.tasks import check_judgeable
 
-    checkpoint.refuse_existing(output)
+    folders.refuse_existing(output)
     asked = asked_for(task, text, data)
     loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
     modeling.refuse_dense(loaded.model.config)
@@ -523,7 +523,8 @@ def distill(
 @contextmanager
 def checkpoints_of(output: Path) -> Iterator[Path]:
     """Where the checkpoints of a command that writes `output` lie, for it alone; they go when it is written."""
-    from fffconvert.resumption import alone_in, forget
+    from fffconvert.folders import alone_in
+    from fffconvert.resumption import forget
 
     folder = output.with_name(f"{output.name}.checkpoints")
     with alone_in(folder):
@@ -563,10 +564,10 @@ def evaluate(
     """
     quiet_libraries()
     from fffconvert import checkpoint, evaluation
-    from fffconvert.calibration import readable_length
     from fffconvert.data import check_model, read_validations
     from fffconvert.sources import asked_for
     from fffconvert.tasks import Task, as_asked_of
+    from fffconvert.text import readable_length
 
     if min_retention is not None and teacher is None:
         raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
@@ -695,13 +696,13 @@ def export(model: str, output: Path, file_format: str) -> None:
     fffconvert export distilled distilled-onnx --format onnx
     """
     quiet_libraries()
-    from fffconvert import checkpoint
+    from fffconvert import checkpoint, folders
     from fffconvert.export import check_exportable, export_onnx
 
-    checkpoint.refuse_existing(output)
+    folders.refuse_existing(output)
     loaded = checkpoint.load(model)
     check_exportable(loaded.model)
-    with checkpoint.new_folder(output) as beside:
+    with folders.new_folder(output) as beside:
         display.say("Exporting; this takes a minute")
         export_onnx(loaded.model, beside / f"model.{file_format}")
         loaded.model.config.save_pretrained(beside)

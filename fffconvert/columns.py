@@ -12,11 +12,12 @@ from datasets import Dataset, Value
 from transformers import PreTrainedConfig
 
 from fffconvert.display import say
-from fffconvert.encoding import LISTS, class_names, is_ignored, labels_in, multi_hot, whole
 from fffconvert.errors import UserError
+from fffconvert.heads import Kind, kind_of, labels_of
+from fffconvert.labels import LISTS, class_names, is_ignored, labels_in, multi_hot, whole
 from fffconvert.recipe import DataSource
 from fffconvert.sources import Asked, name_of
-from fffconvert.tasks import AGREEMENT, METRICS, Kind, Task, kind_of, labels_of
+from fffconvert.tasks import AGREEMENT, METRICS, Task
 
 PAIRS = (
     ("question", "context"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import Calibration, Text, calibrate
+from fffconvert.calibration import Calibration, calibrate
 from fffconvert.display import say
 from fffconvert.errors import UserError
 from fffconvert.families import Family, family_of, ffn_inputs_of, read_ffns
@@ -28,6 +28,7 @@ from fffconvert.modeling import (
 )
 from fffconvert.modes import pytorch_defaults
 from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_seed
+from fffconvert.text import Text
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
 HELD_OUT = 0.1  # of the calibration tokens, to judge the fit on

@@ -10,10 +10,10 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import Text, readable_length
 from fffconvert.columns import task_of
 from fffconvert.encoding import prompted, texts_in, texts_of, tokenized
 from fffconvert.errors import UserError
+from fffconvert.heads import as_saved, check_judgeable, kind_of
 from fffconvert.recipe import MAX_LENGTH, DataSource
 from fffconvert.sources import (
     Asked,
@@ -24,7 +24,8 @@ from fffconvert.sources import (
     train_split,
     validation_splits,
 )
-from fffconvert.tasks import Task, as_saved, check_head, check_judgeable, kind_of
+from fffconvert.tasks import Task, check_head
+from fffconvert.text import Text, readable_length
 
 
 @dataclass(frozen=True)

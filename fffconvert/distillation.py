@@ -16,10 +16,10 @@ from fffconvert.batch import Batch, without_truth
 from fffconvert.errors import UserError
 from fffconvert.families import PREFIX
 from fffconvert.fff import FFF
+from fffconvert.heads import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import FINETUNE, Training
 from fffconvert.sentence import embedding_error, embeddings
-from fffconvert.tasks import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.training import train
 
 EMBEDDING_WEIGHT = 60.0

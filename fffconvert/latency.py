@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from fffconvert import onnx
+from fffconvert import onnx_runtime
 from fffconvert.display import say, track
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import (
@@ -35,13 +35,7 @@ from fffconvert.families import (
 )
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference
-from fffconvert.modeling import (
-    config_with,
-    counterpart,
-    dense_class_of,
-    refuse_dense,
-    shape_of,
-)
+from fffconvert.modeling import config_with, counterpart, dense_class_of, refuse_dense, shape_of
 from fffconvert.modes import evaluating
 from fffconvert.projection import ONEDNN, Projection
 from fffconvert.quantization import quantize
@@ -151,7 +145,9 @@ def benchmark(
             stack.enter_context(evaluating(each))
         folder = stack.enter_context(TemporaryDirectory())
         if others and sizes:
-            in_onnx, absent = onnx.prepare(models["dense"], model, random_ids(model, 2, 16), Path(folder))
+            in_onnx, absent = onnx_runtime.prepare(
+                models["dense"], model, random_ids(model, 2, 16), Path(folder)
+            )
         stack.enter_context(torch.inference_mode())
         layers = layers_beside(models, family)
         n_tokens = max((*layer_tokens, FEWEST_INPUTS))
@@ -166,7 +162,7 @@ def benchmark(
                     continue
                 ids = random_ids(model, *size)
                 runs = runs_of(whole, [[ids]], COMPILED if others else (), absent)
-                runs |= {name: onnx.runner(Path(folder), name, ids, threads) for name in in_onnx}
+                runs |= {name: onnx_runtime.runner(Path(folder), name, ids, threads) for name in in_onnx}
                 rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
     return Latency(machine_name(), rows, absent)
 

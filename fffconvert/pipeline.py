@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from fffconvert.accelerator import check_tracker, process_state, wait_for_everyone
-from fffconvert.calibration import Calibration, calibrate, read_batches, readable_length, tokens_in
+from fffconvert.calibration import Calibration, calibrate, read_batches, tokens_in
 from fffconvert.checkpoint import (
     RECIPE,
     Loaded,
@@ -28,36 +28,37 @@ from fffconvert.checkpoint import (
     load_tokenizer,
     prompt_of,
     read_report,
-    refuse_existing,
     save,
 )
 from fffconvert.conversion import build, check_tree
 from fffconvert.data import Data, check_model, read_data, read_texts
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
-from fffconvert.errors import NotWritten, UserError
+from fffconvert.errors import UserError
 from fffconvert.estimate import Estimate, Workload, estimate
 from fffconvert.evaluation import Judge, value_kept
 from fffconvert.families import family_of
+from fffconvert.folders import alone_in, write_whole
 from fffconvert.latency import benchmark
 from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import MAX_LENGTH, Init, Recipe
-from fffconvert.resumption import (
-    LOCK,
-    alone_in,
-    digest_of_rows,
-    digest_of_weights,
-    forget,
-    readable,
-    write_whole,
-)
+from fffconvert.resumption import digest_of_rows, digest_of_weights, forget, readable
 from fffconvert.sentence import read_modules
 from fffconvert.sources import Asked, asked_for
+from fffconvert.text import readable_length
 from fffconvert.tree import REMOVED, TreeShape, narrow
+from fffconvert.workspace import (
+    INPUTS,
+    START,
+    TEACHER,
+    clear_if_nothing_to_resume,
+    empty,
+    is_of,
+    open_work,
+    teacher_folder,
+)
 
-CONVERTED, TEACHER = "converted", "teacher"
-INPUTS = "inputs.json"  # what tells the teacher and the data of a run from others
-START = ".start"  # of the folder with a student as it was before distillation
+CONVERTED = "converted"
 COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")
 
 
@@ -113,21 +114,6 @@ def run(
             raise
 
 
-def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
-    """Deletes the folder of a run that failed before anything was trained: what was asked of it was wrong."""
-    refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
-    kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
-    if kept <= {RECIPE, INPUTS, LOCK}:
-        empty(work)
-
-
-def empty(work: Path) -> None:
-    """Deletes what was in progress but the lock, and the recipe last: by that a run which is killed here is resumed."""
-    for path in sorted(work.iterdir(), key=lambda path: path.name == RECIPE):
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def run_stages(
     recipe: Recipe, output: Path, work: Path, data_dir: Path | None, log_with: str | None
 ) -> Result:
@@ -138,43 +124,6 @@ def run_stages(
     for name, (shape, init) in students_of(recipe, base.model.config).items():
         stages.make_student(name, shape, init)
     return publish(stages, output)
-
-
-def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
-    """The folder for work in progress: a new one, or that of the run to resume."""
-    ended = resume and is_of(recipe, output)
-    if not ended:
-        check_outputs(recipe, output)
-    work = output.with_name(f"{output.name}.work")
-    saved = work / RECIPE
-    if is_main_process():
-        if resume and not saved.exists() and not ended:
-            raise UserError(f"{work} holds no run to resume; leave --resume out")
-        if saved.exists():
-            with alone_in(work):  # which says so where that run is still at work
-                if not resume:
-                    raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
-                if not is_of(recipe, work):
-                    raise UserError(
-                        f"{saved} is another recipe than this one; resume with that one, or delete {work}"
-                    )
-        else:
-            refuse_existing(work)  # it will be deleted
-    wait_for_everyone()
-    return work
-
-
-def check_outputs(recipe: Recipe, output: Path) -> None:
-    """Raises a `UserError` where something is in the way of what a run writes."""
-    refuse_existing(output)
-    if recipe.finetune is not None:
-        refuse_existing(teacher_folder(output))
-
-
-def is_of(recipe: Recipe, folder: Path) -> bool:
-    """Whether a folder was made by a recipe."""
-    saved = folder / RECIPE
-    return saved.is_file() and saved.read_text(encoding="utf-8", errors="replace") == recipe.to_yaml()
 
 
 def check_inputs(stages: Stages) -> None:
@@ -197,11 +146,6 @@ def check_inputs(stages: Stages) -> None:
     wait_for_everyone()
     if is_main_process():
         write_whole(file, json.dumps(found, indent=2))
-
-
-def teacher_folder(output: Path) -> Path:
-    """Where a fine-tuned teacher is kept."""
-    return output.with_name(f"{output.name}-{TEACHER}")
 
 
 def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded, Data]:

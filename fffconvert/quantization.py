@@ -9,13 +9,13 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.calibration import Text, encode, readable_length
 from fffconvert.errors import UserError
 from fffconvert.families import base_of, family_behind, replace_projections
 from fffconvert.int8 import Int8Linear
 from fffconvert.modeling import narrow_trees, refuse_dense
 from fffconvert.modes import evaluating
 from fffconvert.recipe import MAX_LENGTH
+from fffconvert.text import Text, encode, readable_length
 
 TEXTS_TO_COMPARE = 64
 

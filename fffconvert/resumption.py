@@ -6,7 +6,6 @@ A checkpoint appears under its name only when it is whole, and holds dropout's d
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -20,17 +19,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
 from fffconvert.display import is_main_process, say
 from fffconvert.errors import NotWritten, UserError, first_line
+from fffconvert.folders import write_whole
 from fffconvert.recipe import Training
 
 SETTINGS = "settings.json"  # in the folder of a run's checkpoints
 DAMAGED = (SafetensorError, UnpicklingError)
-LOCK = "lock"  # of the run that is at work in a folder
 
 
 def fingerprint(
@@ -150,49 +148,3 @@ def forget(folder: Path) -> None:
     (folder / SETTINGS).unlink(missing_ok=True)
     with suppress(OSError):  # it is not there, or there is something else in it
         folder.rmdir()
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Lets no other run work in a folder for a while; one that is killed keeps nobody out.
-
-    The folder is made where it is not there, and deleted where nothing is left in it.
-
-    Raises:
-        UserError: Where another one does.
-    """
-    if not is_main_process():
-        yield
-        return
-    lock = FileLock(folder / LOCK)
-    for last in (False, False, True):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-            break
-        except Timeout as error:
-            raise UserError(
-                f"another run is at work in {folder}; wait for it, or name another output"
-            ) from error
-        except (FileNotFoundError, FileExistsError):  # whoever was here before deletes it just now
-            if last:
-                raise
-    try:
-        yield
-    finally:
-        over, windows = {path.name for path in folder.iterdir()} <= {LOCK}, os.name == "nt"
-        if over and not windows:
-            (folder / LOCK).unlink()  # while it is held: later somebody else may have it
-        lock.release()
-        if over:
-            with suppress(OSError):  # somebody else has come
-                if windows:  # which deletes no file that is open
-                    (folder / LOCK).unlink()
-                folder.rmdir()
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file beside its name first: whoever is killed leaves the old one or the new one."""
-    beside = file.with_name(f"{file.name}.writing")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)

@@ -15,10 +15,10 @@ from transformers.utils.generic import ModelOutput
 from fffconvert.batch import Batch, on, parts_of
 from fffconvert.display import track
 from fffconvert.families import base_of, chooses_among_texts
+from fffconvert.heads import TOKEN_LOGITS
 from fffconvert.modes import evaluating, frozen
 from fffconvert.projection import onednn_on
 from fffconvert.reading import check_finite
-from fffconvert.tasks import TOKEN_LOGITS
 
 SENSITIVITY_TOKENS = 8192  # what is estimated from them are no more than d_model * d_model numbers
 BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated

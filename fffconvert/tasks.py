@@ -5,38 +5,13 @@ GLUE's tasks and metrics are those of Wang et al. (arXiv 1804.07461).
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from fffconvert.display import say
 from fffconvert.errors import UserError
-
-Kind = Literal[
-    "classification", "multi-label", "regression", "tokens", "question", "masked", "embedding", "similarity"
-]
-"""What a head answers: one class, several, a number, a tag per word, a span, a masked word, nothing, or how alike
-two texts are by their embeddings."""
-
-HEADS: dict[str, Kind] = {
-    "ForSequenceClassification": "classification",
-    "ForTokenClassification": "tokens",
-    "ForQuestionAnswering": "question",
-    "ForMaskedLM": "masked",
-}
-"""Kind by the end of a model class's name; any other is an encoder."""
-
-HEAD_OF: dict[Kind, str] = {
-    "multi-label": "ForSequenceClassification",
-    "regression": "ForSequenceClassification",
-    **{kind: ending for ending, kind in HEADS.items()},
-}
-"""The end of a model class's name by kind."""
-
-TOKEN_LOGITS = ("start_logits", "end_logits")
-"""Outputs with one number for each token, `(n_texts, n_tokens)`."""
+from fffconvert.heads import Kind, check_judgeable, kind_of, labels_of, names_labels, reordered
 
 AGREEMENT = ("agreement",)
 METRICS: dict[Kind, tuple[str, ...]] = {
@@ -126,78 +101,11 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def kind_of(config: PreTrainedConfig) -> Kind:
-    """What the head of a saved model answers.
-
-    Raises:
-        UserError: For a configuration that no model was saved with.
-    """
-    if not config.architectures:
-        raise UserError(
-            "the configuration names no architecture, so the model's head is not known; expected the model itself, or "
-            "the configuration of one that was saved"
-        )
-    head = config.architectures[0]
-    kind: Kind = next((kind for ending, kind in HEADS.items() if head.endswith(ending)), "embedding")
-    if kind == "classification" and config.problem_type == "multi_label_classification":
-        return "multi-label"
-    return "regression" if kind == "classification" and config.num_labels == 1 else kind
-
-
-def as_saved(model: PreTrainedModel | PreTrainedConfig) -> PreTrainedConfig:
-    """A model's configuration with the name of its class, which `transformers` writes there when it saves the model.
-
-    One that is given stays as it is.
-    """
-    if isinstance(model, PreTrainedConfig):
-        return model
-    config = copy(model.config)
-    config.architectures = [class_name(model)]
-    return config
-
-
-def class_name(model: PreTrainedModel) -> str:
-    """The name of a model's class, compiled or not; of a class of your own, of the one that it is derived from."""
-    cls = type(getattr(model, "_orig_mod", model))
-    known = (each for each in cls.__mro__ if each.__module__.startswith(("transformers", "fffconvert.")))
-    return next(known, cls).__name__
-
-
-def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:
-    """The names of a saved model's outputs, in order."""
-    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
-
-
-def names_labels(config: PreTrainedConfig) -> bool:
-    """Whether a saved model's outputs have names of their own, and not those that `transformers` numbers."""
-    return not any(label.startswith("LABEL_") for label in labels_of(config))
-
-
-def reordered(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
-    """Whether two lists hold the same labels in another order, whatever their case."""
-    a, b = ([label.lower() for label in labels] for labels in (ours, theirs))
-    return a != b and sorted(a) == sorted(b)
-
-
 def as_asked_of(config: PreTrainedConfig, task: Task) -> Task:
     """The task itself; for an encoder without a head one of pairs and numbers, as STS-B is, by its embeddings."""
     if kind_of(config) == "embedding" and task.kind == "regression" and len(task.columns) == 2:
         return replace(task, kind="similarity", metrics=METRICS["similarity"])
     return task
-
-
-def check_judgeable(config: PreTrainedConfig, name: str) -> None:
-    """Refuses a model whose head no data can judge.
-
-    Raises:
-        UserError: For one whose head is neither in `HEADS` nor none.
-    """
-    heads = config.architectures or []
-    if any("For" in head and not head.endswith(tuple(HEADS)) for head in heads):
-        raise UserError(
-            f"{name} is {', '.join(heads)}, which cannot be judged; expected an encoder without a head, "
-            f"or one of {', '.join(HEADS)}"
-        )
 
 
 def check_head(task: Task, config: PreTrainedConfig, name: str) -> None:

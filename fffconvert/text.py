@@ -1,46 +1,65 @@
-"""Text that every Python has: the documentation in its standard library's docstrings."""
+"""Texts as a model takes them: how long they may be, and their token ids."""
 
 from __future__ import annotations
 
-import ast
-import re
-import sysconfig
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any
 
-Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-FEWEST_WORDS, MOST_WORDS = 5, 60
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from fffconvert.display import say
+from fffconvert.errors import UserError
+from fffconvert.families import longest_text
+from fffconvert.recipe import MAX_LENGTH
+
+Text = str | tuple[str, str]
+"""A text, or a pair of them for a model that reads two."""
+
+FEW_CUT = 0.01  # of the texts: of fewer that are cut nobody needs to hear
 
 
-def standard_library_sentences() -> Iterator[str]:
-    """Sentences of the standard library's docstrings, each once, in the order of its files.
+def readable_length(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None, max_length: int
+) -> int:
+    """`max_length`, or what the model can read at the most; who asked for more is told.
 
-    The text is English about programming, of the Python version that runs: more than 10,000 sentences.
+    Raises:
+        UserError: For a length that holds no word, or a tokenizer that cannot pad.
     """
-    seen: set[str] = set()
-    for docstring in docstrings(Path(sysconfig.get_path("stdlib"))):
-        for paragraph in re.split(r"\n\s*\n", docstring):
-            if ">>>" in paragraph:
-                continue  # an example session is not prose
-            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split())):
-                if FEWEST_WORDS <= len(sentence.split()) <= MOST_WORDS and sentence not in seen:
-                    seen.add(sentence)
-                    yield sentence
+    if tokenizer.pad_token is None:
+        raise UserError("the tokenizer has no padding token; expected one: set `pad_token` and save it")
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if max_length < least:
+        raise UserError(
+            f"max_length is {max_length}; expected at least {least}, as the tokenizer adds {least - 1}"
+        )
+    limit = min(tokenizer.model_max_length, longest_text(config) if config else max_length)
+    if limit < max_length != MAX_LENGTH:
+        say(f"Texts are cut at {limit} tokens: the model reads no more")
+    return min(limit, max_length)
 
 
-def docstrings(folder: Path) -> Iterator[str]:
-    """Every docstring in the Python files below a folder."""
-    for file in sorted(folder.rglob("*.py")):
-        if SKIPPED.intersection(file.relative_to(folder).parts):
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old escapes in other people's strings
-            try:
-                tree = ast.parse(file.read_text(encoding="utf-8"))
-            except (OSError, SyntaxError, ValueError):  # a link to nowhere, other people's encodings
-                continue
-        for node in ast.walk(tree):
-            if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
-                yield docstring
+def say_if_cut(what: str, lengths: Iterable[int], limit: int) -> None:
+    """One line where more than a few texts have as many tokens as they may: what follows was not read."""
+    cut = [length >= limit for length in lengths]
+    if sum(cut) > FEW_CUT * len(cut):
+        say(
+            f"{what}: {sum(cut):,} of {len(cut):,} texts reach {limit} tokens and are cut there; --max-length "
+            "(in a recipe: max_length) reads further, as far as the model can"
+        )
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a text, or a pair of texts."""
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and all(isinstance(part, str) for part in value)
+    return isinstance(value, str)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[Text], max_length: int
+) -> dict[str, list[list[int]]]:
+    """Texts or pairs as a model takes them, not padded yet."""
+    firsts = [text if isinstance(text, str) else text[0] for text in texts]
+    seconds = None if isinstance(texts[0], str) else [text[1] for text in texts]
+    return dict(tokenizer(firsts, seconds, truncation=True, max_length=max_length))

@@ -19,16 +19,10 @@ from transformers import (
     set_seed,
 )
 
-from fffconvert.calibration import (
-    BATCH_SIZE,
-    FEWEST_TOKENS_PER_TEXT,
-    Calibration,
-    calibrate,
-    encode,
-    sample_texts,
-)
+from fffconvert.calibration import BATCH_SIZE, FEWEST_TOKENS_PER_TEXT, Calibration, calibrate, sample_texts
 from fffconvert.errors import UserError
 from fffconvert.reading import listening
+from fffconvert.text import encode
 
 
 def inputs_by_hand(

@@ -34,7 +34,7 @@ from transformers import (
 import fffconvert
 from fffconvert import display, pipeline
 from fffconvert.cli import main
-from fffconvert.resumption import alone_in
+from fffconvert.folders import alone_in
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fffconvert import encoding
 from fffconvert.data import read_data, read_texts, read_validations
-from fffconvert.encoding import IGNORED
 from fffconvert.errors import UserError
+from fffconvert.labels import IGNORED
 from fffconvert.recipe import DataSource
 from fffconvert.tasks import Task
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import sentences, tiny_config
 from transformers import BertForSequenceClassification, BertModel, PreTrainedTokenizerFast, pipeline
 
-import fffconvert.text
+import fffconvert.python_docs
 from fffconvert.checkpoint import Loaded, save
 from fffconvert.cli import main
 from fffconvert.conversion import convert
@@ -218,8 +218,8 @@ def test_write_python_docs(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    docstrings = fffconvert.text.docstrings  # of the whole library it takes seconds
-    monkeypatch.setattr(fffconvert.text, "docstrings", lambda folder: docstrings(folder / "json"))
+    docstrings = fffconvert.python_docs.docstrings  # of the whole library it takes seconds
+    monkeypatch.setattr(fffconvert.python_docs, "docstrings", lambda folder: docstrings(folder / "json"))
     run_script("write_python_docs", str(tmp_path / "docs.txt"))
     lines = (tmp_path / "docs.txt").read_text(encoding="utf-8").splitlines()
     assert capsys.readouterr().out == f"{tmp_path / 'docs.txt'}: {len(lines)} sentences\n"

@@ -13,7 +13,7 @@ from conftest import tiny_config
 from torch import Tensor
 from transformers import BertForSequenceClassification, PreTrainedModel
 
-from fffconvert import TreeShape, UserError, onnx
+from fffconvert import TreeShape, UserError, onnx_runtime
 from fffconvert.cli import main
 from fffconvert.export import FEW_TOKENS, block_ffn, blocks, export_onnx, leaves_in_blocks
 from fffconvert.families import FAMILIES
@@ -94,7 +94,7 @@ def graphs(tmp_path_factory) -> tuple[PreTrainedModel, PreTrainedModel, Path, di
     transformers.set_seed(0)
     dense = BertForSequenceClassification(tiny_config(num_hidden_layers=1, initializer_range=0.5)).eval()
     model, folder = converted("bert"), tmp_path_factory.mktemp("graphs")
-    _, absent = onnx.prepare(dense, model, torch.randint(5, 60, (2, 6)), folder)
+    _, absent = onnx_runtime.prepare(dense, model, torch.randint(5, 60, (2, 6)), folder)
     return dense, model, folder, absent
 
 
@@ -104,7 +104,9 @@ def test_the_benchmark_times_both_models_as_they_are(graphs):
     dense, model, folder, absent = graphs
     assert absent == {}
     ids = torch.randint(5, 60, (3, 9))  # another batch and length than they were tried on
-    exact, rounded, ours = (torch.tensor(onnx.runner(folder, name, ids, 1)()[0]) for name in onnx.NAMES)
+    exact, rounded, ours = (
+        torch.tensor(onnx_runtime.runner(folder, name, ids, 1)()[0]) for name in onnx_runtime.NAMES
+    )
     with torch.no_grad():
         expected = dense(input_ids=ids).logits
         torch.testing.assert_close(ours, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
@@ -116,10 +118,10 @@ def test_the_benchmark_times_both_models_as_they_are(graphs):
 @pytest.mark.xdist_group("graphs")
 @pytest.mark.parametrize("name", ["ONNX-Runtime", "converted-ONNX-Runtime"])
 def test_onnx_runtime_recognizes_attention_in_what_is_timed(graphs, name):
-    import onnx as onnx_format
+    import onnx
 
     dense, model, folder, _ = graphs
-    operators = [node.op_type for node in onnx_format.load(folder / f"{name}.onnx").graph.node]
+    operators = [node.op_type for node in onnx.load(folder / f"{name}.onnx").graph.node]
     assert operators.count("Attention") == dense.config.num_hidden_layers
     assert onnx.UNMASKED not in (dense.config._attn_implementation, model.config._attn_implementation)
 
@@ -127,11 +129,11 @@ def test_onnx_runtime_recognizes_attention_in_what_is_timed(graphs, name):
 @pytest.mark.slow
 @pytest.mark.xdist_group("graphs")
 def test_a_graph_of_standard_operators_gives_what_pytorch_gives(graphs):
-    import onnx as onnx_format
+    import onnx
 
     _, model, folder, _ = graphs
     file = folder / "converted-ONNX-Runtime.plain.onnx"
-    assert {node.domain for node in onnx_format.load(file).graph.node} <= {"", "ai.onnx"}
+    assert {node.domain for node in onnx.load(file).graph.node} <= {"", "ai.onnx"}
     assert max(gap(model, file, *size) for size in SIZES) < TOLERANCE
     assert FEW_TOKENS < 8 * 40
 
@@ -182,6 +184,6 @@ def test_an_int8_model_is_refused(tmp_path):
 
 def test_a_model_in_half_precision_has_no_graph_to_time(tmp_path):
     model = converted("bert").bfloat16()
-    found, absent = onnx.prepare(model, model, torch.ones(1, 4, dtype=torch.long), tmp_path)
+    found, absent = onnx_runtime.prepare(model, model, torch.ones(1, 4, dtype=torch.long), tmp_path)
     assert found == []
     assert all("this model is torch.bfloat16" in reason for reason in absent.values())

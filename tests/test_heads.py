@@ -28,9 +28,11 @@ from fffconvert.cli import main
 from fffconvert.data import read_data, read_validations
 from fffconvert.distillation import distillation_loss
 from fffconvert.errors import UserError
-from fffconvert.evaluation import LONGEST_ANSWER, Judge, evaluate, spans
+from fffconvert.evaluation import Judge, evaluate
+from fffconvert.heads import kind_of, labels_of
+from fffconvert.inference import LONGEST_ANSWER, spans
 from fffconvert.recipe import DataSource
-from fffconvert.tasks import TASKS, Task, kind_of, labels_of
+from fffconvert.tasks import TASKS, Task
 
 TEXTS = sentences(32)
 ROWS: dict[str, list[dict[str, Any]]] = {

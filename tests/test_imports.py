@@ -17,17 +17,17 @@ PACKAGE = Path(fffconvert.__file__).parent
 
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
-batch errors display modes remote text
-sentence tasks tree
-cluster kernels metrics projection recipe
-accelerator dense fff options
+batch errors display modes python_docs remote
+folders heads sentence tree
+cluster kernels projection recipe tasks
+accelerator dense fff labels metrics options
 families fit int8 resumption
-export modeling reading training
-onnx sensitivity
+export modeling reading text training
+encoding onnx_runtime sensitivity
 calibration
-card conversion encoding estimate quantization registration
-checkpoint distillation latency sources
-columns evaluation hub inspection tables
+card conversion distillation estimate quantization registration
+checkpoint inference latency sources
+columns evaluation hub inspection tables workspace
 data
 pipeline
 cli

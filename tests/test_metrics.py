@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fffconvert.errors import UserError
+from fffconvert.heads import Kind
 from fffconvert.metrics import agreement, compute_metrics, entities, predictions
-from fffconvert.tasks import METRICS, TASKS, Kind, Task
+from fffconvert.tasks import METRICS, TASKS, Task
 
 
 def task_of(kind: Kind, labels: tuple[str, ...] = (), *metrics: str) -> Task:

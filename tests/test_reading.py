@@ -6,14 +6,9 @@ import pytest
 import torch
 from conftest import hooks_of, sentences
 from torch.overrides import _get_current_function_mode_stack
-from transformers import (
-    BertForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from fffconvert.calibration import (
-    calibrate,
-)
+from fffconvert.calibration import calibrate
 from fffconvert.reading import hear, listening
 
 

@@ -6,17 +6,12 @@ import pytest
 import torch
 from conftest import sentences, tiny_model
 from torch import Tensor
-from transformers import (
-    BertForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from fffconvert.calibration import (
-    encode,
-)
 from fffconvert.families import FAMILIES, ffn_outputs_of
 from fffconvert.reading import listening
 from fffconvert.sensitivity import differentiable, projection, sensitivities
+from fffconvert.text import encode
 
 
 @pytest.mark.parametrize("head", ["", "ForTokenClassification", "ForQuestionAnswering"])

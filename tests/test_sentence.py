@@ -19,7 +19,7 @@ from transformers import BertModel, set_seed
 from fffconvert import UserError, checkpoint, columns, convert, data, distill, distillation, hub, pipeline
 from fffconvert.cli import main
 from fffconvert.encoding import tokenized
-from fffconvert.evaluation import embed
+from fffconvert.inference import embed
 from fffconvert.recipe import Recipe, Training
 from fffconvert.sentence import embeddings, read_modules
 from fffconvert.tree import TreeShape
