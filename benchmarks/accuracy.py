@@ -21,11 +21,12 @@ from typing import Any
 
 from fffconvert import Recipe, Training, TreeShape
 from fffconvert.checkpoint import read_report, versions
+from fffconvert.comparison import table_of
 from fffconvert.display import table
 from fffconvert.evaluation import value_kept
 from fffconvert.folders import write_whole
 from fffconvert.inspection import env
-from fffconvert.pipeline import CONVERTED, Stages, load_base, make_teacher, students_of, table_of
+from fffconvert.pipeline import CONVERTED, Stages, load_base, make_teacher, students_of
 from fffconvert.recipe import CALIBRATION_TOKENS
 from fffconvert.tree import DEFAULT_TREE
 from fffconvert.workspace import TEACHER

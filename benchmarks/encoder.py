@@ -18,10 +18,11 @@ from typing import Any
 from benchmarks.accuracy import CONTROLS, parser_of, show, write_results
 from fffconvert import Recipe, Training, TreeShape, load
 from fffconvert.checkpoint import Loaded
+from fffconvert.comparison import table_of
 from fffconvert.data import read_validations
 from fffconvert.evaluation import Judge
 from fffconvert.folders import write_whole
-from fffconvert.pipeline import CONVERTED, Stages, load_base, students_of, table_of
+from fffconvert.pipeline import CONVERTED, Stages, load_base, students_of
 from fffconvert.sources import train_split
 from fffconvert.tasks import as_asked_of, task_named
 from fffconvert.workspace import START, TEACHER

@@ -172,7 +172,7 @@ def run(
     named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     recipe = load_recipe(recipe_file, (*overrides, *named))
     quiet_libraries()
-    from fffconvert import checkpoint, evaluation, pipeline, workspace
+    from fffconvert import checkpoint, evaluation, pipeline, plan, workspace
     from fffconvert.accelerator import check_tracker
 
     if dry_run:
@@ -180,7 +180,7 @@ def run(
             check_tracker(log_with)
         if not resume:
             workspace.check_outputs(recipe, output)
-        found = pipeline.plan(recipe, data_dir).to_dict()
+        found = plan.plan_run(recipe, data_dir).to_dict()
         write_json(json_file, found)
         show_estimate(recipe.model, found)
         return
@@ -269,7 +269,7 @@ def convert(
     """
     tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
-    from fffconvert import checkpoint, conversion, folders, modeling, pipeline
+    from fffconvert import checkpoint, conversion, folders, modeling, plan
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
@@ -277,7 +277,7 @@ def convert(
     folders.refuse_existing(output)
     asked = calibration_data(calibration, data)
     if dry_run:
-        found = pipeline.plan_conversion(
+        found = plan.plan_conversion(
             model,
             tree,
             init,

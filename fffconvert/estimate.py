@@ -33,7 +33,7 @@ class Workload:
         calibration_tokens: Tokens that the trees are grown on.
         finetune_tokens: Tokens that the teacher is trained on, over all epochs.
         distill_tokens: Tokens that each student is trained on, over all epochs.
-        controls: Shape and start of the students that are made beside the converted model.
+        controls: Shape and init of the students that are made beside the converted model.
     """
 
     calibration_tokens: int

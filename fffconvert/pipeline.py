@@ -16,36 +16,32 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from fffconvert.accelerator import check_tracker, process_state, wait_for_everyone
-from fffconvert.calibration import Calibration, calibrate, read_batches, tokens_in
+from fffconvert.calibration import Calibration, calibrate
 from fffconvert.checkpoint import (
     RECIPE,
     Loaded,
-    give_head,
-    head_class,
     load,
     load_config,
     load_for_task,
     load_tokenizer,
-    prompt_of,
     read_report,
     save,
 )
+from fffconvert.comparison import table_of
 from fffconvert.conversion import build, check_tree
-from fffconvert.data import Data, check_model, read_data, read_texts
+from fffconvert.data import Data, check_model, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.errors import UserError
-from fffconvert.estimate import Estimate, Workload, estimate
-from fffconvert.evaluation import Judge, value_kept
+from fffconvert.evaluation import Judge
 from fffconvert.families import family_of
 from fffconvert.folders import alone_in, write_whole
 from fffconvert.latency import benchmark
 from fffconvert.modeling import refuse_converted
-from fffconvert.recipe import MAX_LENGTH, Init, Recipe
+from fffconvert.recipe import Init, Recipe
 from fffconvert.resumption import digest_of_rows, digest_of_weights, forget, readable
 from fffconvert.sentence import read_modules
-from fffconvert.sources import Asked, asked_for
-from fffconvert.text import readable_length
+from fffconvert.sources import asked_for
 from fffconvert.tree import REMOVED, TreeShape, narrow
 from fffconvert.workspace import (
     INPUTS,
@@ -59,7 +55,6 @@ from fffconvert.workspace import (
 )
 
 CONVERTED = "converted"
-COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")
 
 
 @dataclass(frozen=True)
@@ -186,61 +181,6 @@ def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path |
     )
 
 
-def plan(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
-    """What a recipe would make and cost. Reads its model's configuration and its data, and writes nothing.
-
-    Raises:
-        UserError: As `run` does.
-    """
-    new_head = recipe.finetune is not None
-    data = read_recipe_data(recipe, recipe.model, new_head, data_dir)
-    config = load_config(recipe.model)
-    head = give_head(config, data.task) if new_head else head_class(recipe.model, config)
-    n_tokens = sum(data.rows["length"])
-    workload = Workload(
-        calibration_tokens=min(recipe.calibration_tokens, n_tokens),
-        finetune_tokens=n_tokens * recipe.finetune.epochs if recipe.finetune else 0,
-        distill_tokens=n_tokens * recipe.distill.epochs,
-        controls=[made for name, made in students_of(recipe, config).items() if name != CONVERTED],
-    )
-    check_tree(recipe.tree, recipe.init, workload.calibration_tokens)
-    return estimate(head, config, recipe.tree, recipe.init, workload)
-
-
-def plan_conversion(
-    model: str,
-    tree: TreeShape,
-    init: Init,
-    asked: Asked | None,
-    calibration_tokens: int,
-    *,
-    data_dir: Path | None = None,
-    seed: int = 0,
-    max_length: int = MAX_LENGTH,
-) -> Estimate:
-    """As `plan`, of a conversion alone.
-
-    Args:
-        model: Hub id or folder of the dense model.
-        tree: The shape of every layer.
-        init: What would be clustered.
-        asked: What to calibrate on; without it there is text enough.
-        calibration_tokens: Tokens of it to use.
-        data_dir: As for `run`.
-        seed: Decides the sample of the text.
-        max_length: Tokens that a text is cut at.
-    """
-    config = load_config(model)
-    head, tokenizer = head_class(model, config), load_tokenizer(model, config)
-    readable_length(tokenizer, config, max_length)
-    if asked is not None:
-        texts = read_texts(asked, config, data_dir, prompt_of(model))
-        batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
-        calibration_tokens = min(calibration_tokens, tokens_in(batches))
-        check_tree(tree, init, calibration_tokens)
-    return estimate(head, config, tree, init, Workload(calibration_tokens))
-
-
 def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with: str | None) -> Loaded:
     """The teacher: `base` itself, or `base` fine-tuned on the recipe's task."""
     if recipe.finetune is not None and not (work / TEACHER).exists():
@@ -260,7 +200,7 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
 
 
 def students_of(recipe: Recipe, config: PreTrainedConfig) -> dict[str, tuple[TreeShape, Init]]:
-    """What to train by name, shape and start: the recipe's tree for a dense model, then its controls."""
+    """What to train by name, shape and init: the recipe's tree for a dense model, then its controls."""
     tree = family_of(config).tree_for(config, recipe.tree)
     controls: dict[str, tuple[TreeShape, Init]] = {
         "removed": (REMOVED, "inputs"),
@@ -361,35 +301,3 @@ def finish(recipe: Recipe, output: Path, work: Path) -> Result:
         empty(work)
     wait_for_everyone()
     return Result(output, teacher, read_report(str(output)))
-
-
-def table_of(reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for the teacher and each student: cost, score before and after distillation, value kept."""
-    teacher = scores_of_teacher(reports)
-    removed = reports.get("removed", {}).get("scores", {}).get("score")
-    rows = [
-        (TEACHER, teacher, None),
-        *((n, r["scores"], r["before_distillation"]) for n, r in reports.items()),
-    ]
-    return [
-        {
-            "name": name,
-            **{key: scores[key] for key in COMPARED},
-            "before_distillation": before and before["score"],
-            "value_kept": None if removed is None else value_kept(scores["score"], removed, teacher["score"]),
-        }
-        for name, scores, before in rows
-    ]
-
-
-def scores_of_teacher(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a teacher would score beside itself, as its students' reports have it: it need not run again."""
-    found = next(iter(reports.values()))["scores"]
-    return {
-        "active_neurons": float(found["dense_neurons"]),
-        "share": 1.0,
-        "score": found["teacher_score"],
-        "retention": 1.0 if found["teacher_score"] > 0 else None,
-        "agreement": 1.0,
-        "hidden_error": 0.0,
-    }

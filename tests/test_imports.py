@@ -28,8 +28,9 @@ calibration
 card conversion distillation estimate quantization registration
 checkpoint inference latency sources
 columns evaluation hub inspection tables workspace
-data
+comparison data
 pipeline
+plan
 cli
 """.strip().splitlines()
 

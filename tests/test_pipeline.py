@@ -33,8 +33,9 @@ from transformers import (
 from fffconvert import pipeline as pipeline_module
 from fffconvert import training
 from fffconvert.checkpoint import load
+from fffconvert.comparison import scores_of_teacher
 from fffconvert.errors import NotWritten, UserError
-from fffconvert.pipeline import Result, run, scores_of_teacher
+from fffconvert.pipeline import Result, run
 from fffconvert.recipe import Recipe, Training, load_recipe
 from fffconvert.tree import TreeShape
 

@@ -1,0 +1,71 @@
+"""What a recipe or a conversion would make and cost, without making it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fffconvert.calibration import read_batches, tokens_in
+from fffconvert.checkpoint import give_head, head_class, load_config, load_tokenizer, prompt_of
+from fffconvert.conversion import check_tree
+from fffconvert.data import read_texts
+from fffconvert.estimate import Estimate, Workload, estimate
+from fffconvert.pipeline import CONVERTED, read_recipe_data, students_of
+from fffconvert.recipe import MAX_LENGTH, Init, Recipe
+from fffconvert.sources import Asked
+from fffconvert.text import readable_length
+from fffconvert.tree import TreeShape
+
+
+def plan_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
+    """What a recipe would make and cost. Reads its model's configuration and its data, and writes nothing.
+
+    Raises:
+        UserError: As `run` does.
+    """
+    new_head = recipe.finetune is not None
+    data = read_recipe_data(recipe, recipe.model, new_head, data_dir)
+    config = load_config(recipe.model)
+    head = give_head(config, data.task) if new_head else head_class(recipe.model, config)
+    n_tokens = sum(data.rows["length"])
+    workload = Workload(
+        calibration_tokens=min(recipe.calibration_tokens, n_tokens),
+        finetune_tokens=n_tokens * recipe.finetune.epochs if recipe.finetune else 0,
+        distill_tokens=n_tokens * recipe.distill.epochs,
+        controls=[made for name, made in students_of(recipe, config).items() if name != CONVERTED],
+    )
+    check_tree(recipe.tree, recipe.init, workload.calibration_tokens)
+    return estimate(head, config, recipe.tree, recipe.init, workload)
+
+
+def plan_conversion(
+    model: str,
+    tree: TreeShape,
+    init: Init,
+    asked: Asked | None,
+    calibration_tokens: int,
+    *,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    max_length: int = MAX_LENGTH,
+) -> Estimate:
+    """As `plan_run`, of a conversion alone.
+
+    Args:
+        model: Hub id or folder of the dense model.
+        tree: The shape of every layer.
+        init: What would be clustered.
+        asked: What to calibrate on; without it there is text enough.
+        calibration_tokens: Tokens of it to use.
+        data_dir: As for `run`.
+        seed: Decides the sample of the text.
+        max_length: Tokens that a text is cut at.
+    """
+    config = load_config(model)
+    head, tokenizer = head_class(model, config), load_tokenizer(model, config)
+    readable_length(tokenizer, config, max_length)
+    if asked is not None:
+        texts = read_texts(asked, config, data_dir, prompt_of(model))
+        batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
+        calibration_tokens = min(calibration_tokens, tokens_in(batches))
+        check_tree(tree, init, calibration_tokens)
+    return estimate(head, config, tree, init, Workload(calibration_tokens))
