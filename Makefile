@@ -12,16 +12,16 @@ MINILM = $(shell $(BIN)/python -c "from importlib.util import find_spec as f; pr
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev,onnx,plot]"
 	touch $@
 
-demo: .venv/installed ## Convert, distil and measure a real sentence encoder, offline
+demo: .venv/installed  # Convert, distil and measure a real sentence encoder
 	mkdir -p build
 	$(BIN)/python examples/write_python_docs.py build/python-docs.txt
 	$(BIN)/fffconvert run recipes/minilm-encoder.yaml --model $(MINILM) --set text=build/python-docs.txt --output $(OUTPUT)
 	$(BIN)/python examples/embed_and_search.py $(OUTPUT)
 
-test: .venv/installed ## The tests, without the slow ones
+test: .venv/installed  # The tests, without the slow ones
 	$(BIN)/python -m pytest $(PYTEST)
 
-test-all: .venv/installed ## All tests
+test-all: .venv/installed  # All tests
 	$(BIN)/python -m pytest $(PYTEST) --slow
 
 lint: .venv/installed
@@ -31,7 +31,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-check: lint types test ## All that must hold before a commit
+check: lint types test  # All that must hold before a commit
 
 clean:
 	rm -rf .venv build dist *.egg-info

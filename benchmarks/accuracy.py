@@ -17,7 +17,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fffconvert import Recipe, Training, TreeShape
 from fffconvert.checkpoint import read_report, versions
@@ -27,13 +27,13 @@ from fffconvert.evaluation import value_kept
 from fffconvert.folders import write_whole
 from fffconvert.inspection import env
 from fffconvert.pipeline import CONVERTED, Stages, load_base, make_teacher, students_of
-from fffconvert.recipe import CALIBRATION_TOKENS
+from fffconvert.recipe import CALIBRATION_TOKENS, Control
 from fffconvert.tree import DEFAULT_TREE
 from fffconvert.workspace import TEACHER
 
 EPOCHS = {"sst2": 2, "mrpc": 6, "cola": 6, "stsb": 6, "mnli": 2}  # of the teacher
 TEACHER_ROWS = 30_000
-CONTROLS = ("removed", "narrow", "random", "neurons")
+CONTROLS = get_args(Control)
 FIGURES = ("before_distillation", "score", "retention", "agreement", "hidden_error", "value_kept")
 
 

@@ -107,7 +107,7 @@ def calibrate(
         model: A dense model of a known family. Left as it was.
         tokenizer: Its tokenizer.
         texts: Any number of texts or pairs; read once.
-        n_tokens: Tokens to read, fewer if the text has fewer.
+        n_tokens: Tokens to read, fewer if the text has fewer, or its texts fewer than `FEWEST_TOKENS_PER_TEXT` each.
         seed: Which texts are taken.
         max_length: Tokens that a text is cut at.
 

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from fffconvert.heads import Kind, kind_of
-from fffconvert.modeling import dense_neurons, shape_of
+from fffconvert.modeling import dense_neurons, is_int8, shape_of
 from fffconvert.tasks import TASKS
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -74,7 +74,7 @@ def model_card(
         shape=shape,
         dense_neurons=dense_neurons(config),
         share=shape.active_neurons / dense_neurons(config),
-        int8=config.int8_projections,
+        int8=is_int8(config),
         recipe=recipe,
         report=report,
     )

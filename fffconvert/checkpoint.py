@@ -79,7 +79,10 @@ def load(name: str) -> Loaded:
     """
     config = load_config(name)
     model = load_weights(name, config, head_class(name, config))
-    return Loaded(name, model, load_tokenizer(name, config), read_modules(name))
+    tokenizer, sentence = load_tokenizer(name, config), read_modules(name)
+    if sentence is not None:
+        sentence.check_case(tokenizer)
+    return Loaded(name, model, tokenizer, sentence)
 
 
 def prompt_of(name: str) -> str:

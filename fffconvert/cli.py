@@ -30,6 +30,7 @@ from fffconvert.options import (
     option_seed,
     option_size,
     training_options,
+    tree_options,
 )
 from fffconvert.recipe import CALIBRATION_TOKENS, FINETUNE, DataSource, Init, Training, load_recipe
 from fffconvert.tables import (
@@ -41,7 +42,7 @@ from fffconvert.tables import (
     show_layers,
     show_scores,
 )
-from fffconvert.tree import DEFAULT_TREE, TreeShape
+from fffconvert.tree import TreeShape
 
 # What a command needs beyond click is imported when it runs: `fffconvert --help` must not wait for torch.
 
@@ -81,7 +82,7 @@ class Cli(click.Group):
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "allocate" not in str(error):
                 raise  # PyTorch has no narrower class for memory of the CPU
-            fail("there is not enough memory; expected more, or a smaller tree, batch or number of tokens")
+            fail("there is not enough memory; use a smaller tree, a smaller batch, or fewer tokens")
 
 
 def fail_usage(error: click.UsageError) -> NoReturn:
@@ -201,18 +202,7 @@ def run(
 @main.command()
 @click.argument("model")
 @click.argument("output", type=FOLDER)
-@click.option(
-    "--depth", default=DEFAULT_TREE.depth, show_default=True, help="Levels of routers; 2^depth leaves."
-)
-@click.option("--leaf-width", default=DEFAULT_TREE.leaf_width, show_default=True, help="Neurons in a leaf.")
-@click.option("--trunk", default=0, show_default=True, help="Neurons that every token uses.")
-@click.option("--trees", default=1, show_default=True, help="Parallel trees.")
-@click.option("--emitting", is_flag=True, help="Routers are neurons too, as in UltraFastBERT.")
-@click.option(
-    "--linear/--nonlinear",
-    default=None,
-    help="Neurons without activation, or with the dense model's. Default: without in the narrow leaves of a tree.",
-)
+@tree_options
 @click.option(
     "--init",
     type=click.Choice(get_args(Init)),
@@ -242,12 +232,7 @@ def run(
 def convert(
     model: str,
     output: Path,
-    depth: int,
-    leaf_width: int,
-    trunk: int,
-    trees: int,
-    emitting: bool,
-    linear: bool | None,
+    tree: TreeShape,
     init: Any,
     calibration: str | None,
     data: DataSource | None,
@@ -267,7 +252,6 @@ def convert(
     \b
     fffconvert convert bert-base-uncased student --calibration my-texts.txt
     """
-    tree = TreeShape(depth, leaf_width, trunk, trees, emitting, linear)
     quiet_libraries()
     from fffconvert import checkpoint, conversion, folders, modeling, plan
 
@@ -480,18 +464,15 @@ def distill(
     """
     settings = Training(**training)
     quiet_libraries()
-    from fffconvert import checkpoint, distillation, folders, modeling
+    from fffconvert import checkpoint, distillation, folders
     from fffconvert.data import read_data
-    from fffconvert.heads import check_judgeable
     from fffconvert.inspection import fits_of
     from fffconvert.sources import asked_for
 
     folders.refuse_existing(output)
     asked = asked_for(task, text, data)
     loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
-    modeling.refuse_dense(loaded.model.config)
-    modeling.refuse_converted(dense.model.config)
-    check_judgeable(loaded.model.config, student)
+    distillation.check_distillable(loaded.model, dense.model)
     layers = fits_of(student)  # read before the training, should it be no JSON
     found = read_data(
         asked,

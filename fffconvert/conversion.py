@@ -106,7 +106,7 @@ def convert(
     half = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16)
     fast = deepcopy(model).float() if half else model  # most CPUs are many times slower in half precision
     calibration = calibrate(fast, tokenizer, texts, calibration_tokens, seed, max_length)
-    made = build(fast, calibration, tree, init, seed)
+    made = build(calibration, tree, init)
     if not half:
         return made
     student = counterpart(model, type(made.model), made.model.config)
@@ -128,14 +128,13 @@ def check_tree(tree: TreeShape, init: Init, n_tokens: int) -> None:
         )
 
 
-def build(
-    model: PreTrainedModel, calibration: Calibration, tree: TreeShape, init: Init, seed: int
-) -> Conversion:
+def build(calibration: Calibration, tree: TreeShape, init: Init) -> Conversion:
     """As `convert`, from what `calibrate` collected.
 
     Layers are fitted from the first to the last, each on what the converted layers below really give it. An
     FFN that layers share would be asked to feed itself, so it is fitted on what the dense model gives it.
     """
+    model = calibration.model
     family = family_of(model.config)
     ffns = read_ffns(model, family)
     tree = family.tree_for(model.config, tree)
@@ -165,7 +164,9 @@ def build(
             target.add_(theirs).sub_(ours)  # the residual sum is with the FFN's own input
         n_held_out = max(2, int(HELD_OUT * len(ours)))  # one token has no spread
         fitted = slice(n_held_out, None) if len(ours) > n_held_out else slice(None)
-        layer = fit_layer(ffn, ours[fitted], tree, init, seed + number, target[fitted], sensitivity)
+        layer = fit_layer(
+            ffn, ours[fitted], tree, init, calibration.seed + number, target[fitted], sensitivity
+        )
         place.load_state_dict(layer.state_dict())
         fits.append(measure(number, layer, ours, target, n_held_out))
     return Conversion(student, fits)

@@ -99,6 +99,8 @@ def _cell(value: object) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return (
-        text == "–" or text.rstrip("%x").replace(".", "", 1).replace("-", "", 1).replace("e", "", 1).isdigit()
-    )
+    try:
+        float(text.rstrip("%x"))
+    except ValueError:
+        return text == "–"
+    return True

@@ -17,9 +17,10 @@ from fffconvert.errors import UserError
 from fffconvert.families import PREFIX
 from fffconvert.fff import FFF
 from fffconvert.heads import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
+from fffconvert.modeling import is_int8, refuse_converted, refuse_dense
 from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import FINETUNE, Training
-from fffconvert.sentence import embedding_error, embeddings
+from fffconvert.sentence import embeddings
 from fffconvert.training import train
 
 EMBEDDING_WEIGHT = 60.0
@@ -100,19 +101,11 @@ def distill(
         pooling: How the teacher makes sentence embeddings; the student is then taught these as well.
 
     Raises:
-        UserError: If student and teacher do not fit each other, and for a student without trees or in int8.
+        UserError: If student and teacher do not fit each other, for a student without trees or in int8, and for a
+            teacher that has them.
         UserError, NotWritten: As `fffconvert.training.train` does.
     """
-    check_judgeable(as_saved(student), class_name(student))
-    check_pair(student, teacher)
-    if getattr(student.config, "int8_projections", False):
-        raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
-    if not any(isinstance(module, FFF) for module in student.modules()):
-        raise UserError(
-            "the student has no tree of fffconvert's own; expected a converted model, loaded after `import fffconvert` "
-            "and without trust_remote_code"
-        )
-
+    check_distillable(student, teacher)
     exclusive = student.config.problem_type not in ("regression", "multi_label_classification")
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -142,6 +135,21 @@ def distill(
             teacher=teacher,
             checkpoints=checkpoints,
             log_with=log_with,
+        )
+
+
+def check_distillable(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raises a `UserError` for a student that cannot be trained, or a teacher that is not dense or not its own."""
+    refuse_dense(student.config)
+    refuse_converted(teacher.config)
+    check_judgeable(as_saved(student), class_name(student))
+    check_pair(student, teacher)
+    if is_int8(student.config):
+        raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
+    if not any(isinstance(module, FFF) for module in student.modules()):
+        raise UserError(
+            "the student has no tree of fffconvert's own; expected a converted model, loaded after `import fffconvert` "
+            "and without trust_remote_code"
         )
 
 
@@ -210,6 +218,11 @@ def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
     ours, theirs = ours.float(), theirs.float()  # squares leave float16 early
     error = ((ours - theirs).square().sum(-1) * real).sum(1)
     return error / (theirs.square().sum(-1) * real).sum(1)
+
+
+def embedding_error(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean relative squared error of embeddings `(n_rows, d)`: a row's is that of a text of one token."""
+    return relative_error(ours[:, None], theirs[:, None], ours.new_ones(len(ours), 1)).mean()
 
 
 def logit_error(ours: Tensor, theirs: Tensor, real: Tensor, of_tokens: bool, exclusive: bool) -> Tensor:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Raised with one line that names the thing, what was expected and what to do.
-
-    The command line prints it and exits with 1; a caller in Python catches it like any other.
-    """
+    """One line: the thing, what was expected and what to do; a command then exits with 1."""
 
 
 class NotWritten(UserError):

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.dense import DenseFFN
-from fffconvert.families import family_of, random_ids, read_ffns
+from fffconvert.families import family_of, longest_text, random_ids, read_ffns
 from fffconvert.fit import fit_layer
 from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
 from fffconvert.projection import WithOneDNN
@@ -110,7 +110,7 @@ def estimate(
     if itemsize < 4 and not trained:
         held += (before + after) * itemsize  # the original, and what it is converted to
     # layers may share an FFN, which is fitted on all its uses
-    n_uses = max(len(ffns), config.num_hidden_layers)
+    n_uses = max(len(ffns), config.num_hidden_layers * getattr(config, "inner_group_num", 1))
     inputs = n_uses // len(ffns) * workload.calibration_tokens * ffns[0].d_model * 4  # of one FFN
     shared = len(ffns) * inputs if n_uses > len(ffns) else 0
     learning = 3 * after * 4 if trained else 0
@@ -145,7 +145,7 @@ def times(
     n_uses: int,
 ) -> dict[str, float]:
     """Seconds by stage (see `Estimate`), of a student for each of `made`; they read and learn as `student` does."""
-    ids = random_ids(dense, BATCH, LENGTH)
+    ids = random_ids(dense, BATCH, min(LENGTH, longest_text(dense.config)))
     n_tokens = ids.numel()
 
     def step(model: PreTrainedModel) -> None:

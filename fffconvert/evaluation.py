@@ -43,7 +43,7 @@ class Scores:
             (see the controls).
         agreement: Share of rows, or of tokens, on which model and teacher decide the same; for regression
             the Pearson correlation of their outputs; for an encoder the share of texts whose nearest
-            neighbour is the same.
+            neighbour is the same, copies of a text apart.
         hidden_error: Relative squared error of the hidden states, summed over the layers: the mean over the first
             rows of the first split (see `fffconvert.distillation.hidden_errors`). None without a teacher.
         active_neurons: Neurons that one token uses in each layer, routers included.
@@ -128,7 +128,7 @@ class Judge:
             )
         if not validations or not all(len(rows) for rows in validations.values()):
             raise UserError(f"{task.name} has no rows to judge a model by; expected some in every split")
-        if task.kind == "embedding" and any(len(rows) < 2 for rows in validations.values()):
+        if task.kind == "embedding" and any(len(distinct_rows(rows)) < 2 for rows in validations.values()):
             raise UserError(
                 f"{task.name} has one text, which has no neighbour to judge by; expected two or more"
             )
@@ -139,6 +139,11 @@ class Judge:
     def theirs(self) -> Outputs | None:
         """What the teacher gives."""
         return self.outputs_of(self.teacher) if self.teacher is not None else None
+
+    @cached_property
+    def distinct(self) -> dict[str, list[int]]:
+        """By split, the numbers of the rows whose text no row before has: a copy would be anybody's nearest."""
+        return {split: distinct_rows(rows) for split, rows in self.validations.items()}
 
     def outputs_of(self, model: PreTrainedModel) -> Outputs:
         """A model's answers on every split; for an encoder embeddings `(n_rows, d_model)`."""
@@ -181,11 +186,12 @@ class Judge:
         ours = self.outputs_of(model)
         if not self.task.is_labelled:
             assert self.theirs is not None  # as __init__ asks
-            score = score_encoder if self.task.kind == "embedding" else score_agreement
-            return score(model.config, self.task, ours, self.theirs)
+            if self.task.kind == "embedding":
+                return score_encoder(model.config, self.task, ours, self.theirs, self.distinct)
+            return score_agreement(model.config, self.task, ours, self.theirs)
         labels = {split: truth(self.task, rows) for split, rows in self.validations.items()}
         if self.task.kind == "similarity":
-            return score_similarity(model.config, self.task, labels, ours, self.theirs)
+            return score_similarity(model.config, self.task, labels, ours, self.theirs, self.distinct)
         return score_task(model.config, self.task, labels, ours, self.theirs)
 
 
@@ -236,13 +242,18 @@ def score_agreement(config: PreTrainedConfig, task: Task, ours: Outputs, theirs:
 
 
 def score_similarity(
-    config: PreTrainedConfig, task: Task, labels: Outputs, ours: Outputs, theirs: Outputs | None
+    config: PreTrainedConfig,
+    task: Task,
+    labels: Outputs,
+    ours: Outputs,
+    theirs: Outputs | None,
+    distinct: dict[str, list[int]],
 ) -> Scores:
     """Scores the cosine of each pair of embeddings as an answer, and their closeness to the teacher's."""
     scores = score_task(config, task, labels, cosines(ours), cosines(theirs) if theirs is not None else None)
     if theirs is None:
         return scores
-    near = {split: closeness(np.asarray(ours[split]), np.asarray(theirs[split])) for split in ours}
+    near = {s: closeness(np.asarray(ours[s]), np.asarray(theirs[s]), distinct[s]) for s in ours}
     return replace(
         scores, metrics={split: {**found, **near[split]} for split, found in scores.metrics.items()}
     )
@@ -256,20 +267,24 @@ def cosines(outputs: Outputs) -> Outputs:
     }
 
 
-def score_encoder(config: PreTrainedConfig, task: Task, ours: Outputs, theirs: Outputs) -> Scores:
+def score_encoder(
+    config: PreTrainedConfig, task: Task, ours: Outputs, theirs: Outputs, distinct: dict[str, list[int]]
+) -> Scores:
     """Scores sentence embeddings `(n_texts, d_model)` by how close they are to the teacher's."""
-    metrics = {split: closeness(np.asarray(ours[split]), np.asarray(theirs[split])) for split in ours}
+    metrics = {s: closeness(np.asarray(ours[s]), np.asarray(theirs[s]), distinct[s]) for s in ours}
     first = next(iter(metrics.values()))
     return make_scores(
         config, task.name, "cosine", first["cosine"], 1.0, first["neighbour_agreement"], metrics
     )
 
 
-def closeness(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> dict[str, float]:
-    """How close unit vectors `(n_texts, d_model)` are to the teacher's of the same texts."""
+def closeness(
+    ours: NDArray[np.float32], theirs: NDArray[np.float32], distinct: list[int]
+) -> dict[str, float]:
+    """How close unit vectors `(n_texts, d_model)` are to the teacher's of the same texts; neighbours are `distinct`."""
     return {
         "cosine": float((ours * theirs).sum(1).mean()),
-        "neighbour_agreement": float((nearest(ours) == nearest(theirs)).mean()),
+        "neighbour_agreement": float((nearest(ours[distinct]) == nearest(theirs[distinct])).mean()),
     }
 
 
@@ -306,6 +321,14 @@ def truth(task: Task, rows: Dataset) -> Answers:
         return [label[label != IGNORED] for label in map(np.asarray, rows["labels"])]
     labels = np.asarray(rows["labels"])
     return labels[: len(labels) // 2] if task.kind == "similarity" else labels
+
+
+def distinct_rows(rows: Dataset) -> list[int]:
+    """The numbers of the rows whose text no row before has."""
+    first: dict[tuple[int, ...], int] = {}
+    for number, ids in enumerate(rows["input_ids"]):
+        first.setdefault(tuple(ids), number)
+    return list(first.values())
 
 
 def nearest(vectors: NDArray[np.float32]) -> NDArray[np.intp]:

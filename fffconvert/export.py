@@ -24,6 +24,7 @@ from fffconvert.errors import UserError, first_line
 from fffconvert.families import chooses_among_texts
 from fffconvert.fff import FFF
 from fffconvert.kernels import FFFWeights, reference
+from fffconvert.modeling import is_int8
 
 BLOCK = 8  # tokens
 FEW_TOKENS = 256  # up to so many, a block is one token
@@ -42,9 +43,12 @@ def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPU
         inputs: Those of `INPUTS` that the graph is to take, as far as the model does.
 
     Raises:
-        UserError: Where the extra `onnx` is not installed, or the model cannot be exported, as no int8 model can.
+        UserError: Where the extra `onnx` is not installed, there is no folder for the file, or the model cannot be
+            exported, as no int8 model can.
     """
     check_exportable(model)
+    if not Path(file).parent.is_dir():
+        raise UserError(f"there is no folder {Path(file).parent} to write {file} in")
     exported = _Exported(model, inputs)
     names = exported.input_names
     examples = tuple(torch.ones(2, 8, dtype=torch.long) for _ in names)
@@ -70,7 +74,7 @@ def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPU
 
 def check_exportable(model: PreTrainedModel) -> None:
     """Raises a `UserError` for a model that cannot be exported, or where the extra `onnx` is not installed."""
-    if getattr(model.config, "int8_projections", False):
+    if is_int8(model.config):
         raise UserError("an int8 model has no graph; export the model that it was made from")
     if chooses_among_texts(model):
         raise UserError("a head that chooses among several texts has no graph yet; expected any other head")

@@ -91,10 +91,12 @@ def check_judgeable(config: PreTrainedConfig, name: str) -> None:
     """Refuses a model whose head no data can judge.
 
     Raises:
-        UserError: For one whose head is neither in `HEADS` nor none.
+        UserError: For one whose head is neither in `HEADS` nor none, or that gives several numbers.
     """
     heads = config.architectures or []
-    if any("For" in head and not head.endswith(tuple(HEADS)) for head in heads):
+    if config.problem_type == "regression" and (config.num_labels or 1) > 1:
+        raise UserError(f"{name} gives {config.num_labels} numbers, which cannot be judged; expected one")
+    if any(("For" in head or "LMHead" in head) and not head.endswith(tuple(HEADS)) for head in heads):
         raise UserError(
             f"{name} is {', '.join(heads)}, which cannot be judged; expected an encoder without a head, "
             f"or one of {', '.join(HEADS)}"

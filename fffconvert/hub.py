@@ -1,4 +1,4 @@
-"""The Hub: pushing a converted model. This is the only place that writes to the network."""
+"""The Hub: pushing a converted model."""
 
 from __future__ import annotations
 
@@ -115,4 +115,4 @@ def content_of(file: Path, repo_id: str) -> Path | bytes:
         name = ModelCard.load(file).data["model_name"]
     except Exception:  # noqa: BLE001 - a card of one's own may hold anything, and goes as it is
         return file
-    return file.read_text(encoding="utf-8").replace(f'"{name}"', f'"{repo_id}"').encode()
+    return file.read_text(encoding="utf-8").replace(f'"{name}")', f'"{repo_id}")').encode()

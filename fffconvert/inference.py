@@ -24,6 +24,7 @@ from fffconvert.distillation import hidden_errors
 from fffconvert.errors import UserError
 from fffconvert.labels import IGNORED
 from fffconvert.metrics import Answers
+from fffconvert.modeling import is_int8
 from fffconvert.modes import evaluating, moved
 from fffconvert.projection import onednn_on
 from fffconvert.sentence import embeddings
@@ -104,8 +105,7 @@ def embed(
 
 def device_for(model: PreTrainedModel) -> torch.device:
     """Where a model is judged: where Accelerate would train it, but int8 projections run on CPUs alone."""
-    int8 = getattr(model.config, "int8_projections", False)
-    return torch.device("cpu") if int8 else process_state().device
+    return torch.device("cpu") if is_int8(model.config) else process_state().device
 
 
 @own_accelerate()

@@ -14,7 +14,7 @@ from fffconvert.checkpoint import REPORT, load_config, read_report, versions
 from fffconvert.conversion import LayerFit
 from fffconvert.errors import UserError
 from fffconvert.families import count_ffns, family_behind
-from fffconvert.modeling import dense_neurons, is_converted, shape_of
+from fffconvert.modeling import dense_neurons, is_converted, is_int8, shape_of
 from fffconvert.tree import TreeShape
 
 
@@ -79,7 +79,7 @@ def info(name: str) -> Info:
         gated=dense.gated,
         tree=tree,
         active_neurons=(tree or dense).active_neurons,
-        int8=getattr(config, "int8_projections", False),
+        int8=is_int8(config),
         ffn_parameters=(tree or dense).n_parameters(d_model),
         dense_ffn_parameters=dense.n_parameters(d_model),
         layers=fits_of(name),

@@ -35,7 +35,7 @@ from fffconvert.families import (
 )
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference
-from fffconvert.modeling import config_with, counterpart, dense_class_of, refuse_dense, shape_of
+from fffconvert.modeling import config_with, counterpart, dense_class_of, is_int8, refuse_dense, shape_of
 from fffconvert.modes import evaluating
 from fffconvert.projection import ONEDNN, Projection
 from fffconvert.quantization import quantize
@@ -182,7 +182,7 @@ def models_beside(
         models["narrow"] = untrained_twin(model, narrow(shape))
     if model.dtype == torch.float32 and ONEDNN:
         models["dense oneDNN"] = by_onednn(dense, family)
-    if not model.config.int8_projections and model.dtype == torch.float32:  # which is what int8 is made from
+    if not is_int8(model.config) and model.dtype == torch.float32:  # which is what int8 is made from
         models["converted int8"] = quantize(model)
     return models
 
@@ -204,7 +204,7 @@ def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> Pr
     cls: Any = type(model) if shape is not None else dense_class_of(type(model))
     kept: dict[str, Any] = {}
     if shape is not None:
-        kept = {"fff": shape.to_dict(), "int8_projections": model.config.int8_projections}
+        kept = {"fff": shape.to_dict(), "int8_projections": is_int8(model.config)}
     return counterpart(model, cls, config_with(model.config, cls.config_class, **kept))
 
 

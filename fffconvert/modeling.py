@@ -6,7 +6,7 @@ Both are registered with the Auto classes, the way `transformers` documents for 
 `from_pretrained`, `pipeline`, `Trainer` and `save_pretrained` treat a converted model like any other.
 A registered quantization method would take less code, but `transformers` would treat the model as quantized
 and refuse `.half()`, `Trainer` and `deepcopy`; with a model type of its own, a program without fffconvert
-says that it does not know the model, and never loads a BERT with random FFNs.
+asks before it runs the model's code, and never loads a BERT with random FFNs.
 Where fffconvert is not installed the same code is read from one file beside the weights (see `fffconvert.remote`).
 """
 
@@ -59,6 +59,11 @@ def refuse_dense(config: PreTrainedConfig) -> None:
         raise UserError(
             f"{config.name_or_path or 'the model'} is dense; expected a converted model (fffconvert convert)"
         )
+
+
+def is_int8(config: PreTrainedConfig) -> bool:
+    """Whether a model's projections are stored in int8; of a dense model they never are."""
+    return bool(getattr(config, "int8_projections", False))
 
 
 def shape_of(config: PreTrainedConfig) -> TreeShape:
@@ -142,12 +147,12 @@ def install(model: PreTrainedModel, family: Family) -> None:
     replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
     if config.int8_projections:
         replace_projections(model, family, lambda layer: Int8Linear(layer.in_features, layer.out_features))
-        narrow_trees(model, family)
+        trees_to_bfloat16(model, family)
     else:
         replace_projections(model, family, Projection.of)
 
 
-def narrow_trees(model: PreTrainedModel, family: Family) -> None:
+def trees_to_bfloat16(model: PreTrainedModel, family: Family) -> None:
     """Stores the trees of an int8 model in bfloat16; `from_pretrained` keeps the dtype that it finds in a new model."""
     for tree in ffn_inputs_of(model, family):
         tree.bfloat16()

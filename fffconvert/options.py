@@ -12,6 +12,7 @@ import click
 
 from fffconvert.errors import UserError
 from fffconvert.recipe import LARGEST_SEED, MAX_LENGTH, DataSource, Training
+from fffconvert.tree import DEFAULT_TREE, TreeShape
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,7 +54,7 @@ option_max_length = click.option(
     type=click.IntRange(2),
     default=MAX_LENGTH,
     show_default=True,
-    help="Cut texts at so many tokens.",
+    help="Truncate texts to this many tokens.",
 )
 
 
@@ -156,6 +157,43 @@ def data_options(command: Command) -> Command:
     return decorated(with_source, options)
 
 
+def tree_options(command: Command) -> Command:
+    """Adds what says how a tree is shaped; the command gets one `TreeShape`, as `tree`."""
+
+    @functools.wraps(command)
+    def with_tree(
+        *args: Any,
+        depth: int,
+        leaf_width: int,
+        trunk: int,
+        trees: int,
+        emitting: bool,
+        linear: bool | None,
+        **rest: Any,
+    ) -> Any:
+        return command(*args, tree=TreeShape(depth, leaf_width, trunk, trees, emitting, linear), **rest)
+
+    shape = DEFAULT_TREE
+    options = (
+        click.option(
+            "--depth", default=shape.depth, show_default=True, help="Levels of routers; 2^depth leaves."
+        ),
+        click.option("--leaf-width", default=shape.leaf_width, show_default=True, help="Neurons in a leaf."),
+        click.option(
+            "--trunk", default=shape.trunk, show_default=True, help="Neurons that every token uses."
+        ),
+        click.option("--trees", default=shape.trees, show_default=True, help="Parallel trees."),
+        click.option("--emitting", is_flag=True, help="Routers are neurons too, as in UltraFastBERT."),
+        click.option(
+            "--linear/--nonlinear",
+            default=None,
+            help="Neurons without activation, or with the dense model's. Default: without in the narrow leaves of "
+            "a tree.",
+        ),
+    )
+    return decorated(with_tree, options)
+
+
 def decorated(command: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:
     """Adds options so that `--help` lists them in the order given."""
     for option in reversed(options):
@@ -177,6 +215,8 @@ def training_options(defaults: Training) -> Callable[[Any], Any]:
             )
             for name, text in named.items()
         ),
-        click.option("--train-rows", type=click.IntRange(1), help="Train on so many rows, drawn at random."),
+        click.option(
+            "--train-rows", type=click.IntRange(1), help="Train on this many rows, drawn at random."
+        ),
     )
     return functools.partial(decorated, options=options)

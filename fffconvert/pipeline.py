@@ -270,7 +270,7 @@ class Stages:
         """Converts a student and scores it before distillation, unless it is there; a resumed run goes on from that."""
         if folder.exists():
             return
-        conversion = build(self.teacher.model, self.calibration, shape, init, self.recipe.seed)
+        conversion = build(self.calibration, shape, init)
         report = {
             "before_distillation": self.judge(conversion.model).to_dict(),
             "layers": [layer.to_dict() for layer in conversion.layers],

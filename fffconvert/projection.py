@@ -33,7 +33,7 @@ def onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or plain(bias))
         and weight.dim() == 2
         and weight.is_contiguous()  # in part of a larger matrix oneDNN takes the numbers one by one
-        and x.shape[-1] == weight.shape[1]  # else let `F.linear` say what is wrong
+        and 0 < x.shape[-1] == weight.shape[1]  # else `F.linear` says what is wrong
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and forward_ad._current_level < 0
@@ -41,7 +41,7 @@ def onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether numbers lie in the ordinary way, as float32 on a CPU; a class of its own may have another."""
+    """Whether it is ordinary float32 on a CPU; a class of its own may hold other numbers."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout is torch.strided

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fffconvert.errors import UserError
 from fffconvert.families import base_of, family_behind, replace_projections
 from fffconvert.int8 import Int8Linear
-from fffconvert.modeling import narrow_trees, refuse_dense
+from fffconvert.modeling import is_int8, refuse_dense, trees_to_bfloat16
 from fffconvert.modes import evaluating
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.text import Text, encode, readable_length
@@ -34,7 +34,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
         UserError: For a model that is not converted, is int8 already, or is not in float32 on the CPU.
     """
     refuse_dense(model.config)
-    if model.config.int8_projections:
+    if is_int8(model.config):
         raise UserError("this model's projections are int8 already")
     if model.dtype != torch.float32 or model.device.type != "cpu":
         raise UserError(
@@ -44,7 +44,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
     quantized.config.int8_projections = True
     family = family_behind(model.config)
     replace_projections(quantized, family, Int8Linear.from_linear)
-    narrow_trees(quantized, family)
+    trees_to_bfloat16(quantized, family)
     return quantized.eval()
 
 

@@ -89,6 +89,7 @@ class DataSource:
     validation: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", str(self.path))
         if isinstance(self.text, str):  # whose letters would be taken for columns
             object.__setattr__(self, "text", (self.text,))
 
@@ -141,6 +142,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("model", "text"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
         if [self.task, self.text, self.data].count(None) != 2:
             raise UserError(
                 "a recipe names exactly one of `task` (a GLUE task), `text` (a file) and `data` (your own)"

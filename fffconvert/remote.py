@@ -23,7 +23,7 @@ _HEADER = '''\
 """A converted model's code in plain PyTorch, for `from_pretrained(..., trust_remote_code=True)`.
 
 Put together from the sources of fffconvert {version}. With fffconvert installed and imported, its own classes
-serve instead of these, on a much faster kernel.
+serve instead, on a much faster kernel.
 """
 
 from __future__ import annotations

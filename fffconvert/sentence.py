@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from fffconvert.errors import UserError
@@ -24,6 +25,9 @@ MODULES = "modules.json"
 SETTINGS = ("config_sentence_transformers.json", "sentence_*_config.json")
 KEPT = (MODULES, *SETTINGS, "[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
 """The files beside the transformer's, in the root and in the modules' folders; none can hold code."""
+
+KNOWN = ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout", "CNN")
+"""The modules that need nothing but hidden states and what stands before them."""
 
 EXTRA = "pip install 'fffconvert[sentence]'"
 
@@ -50,6 +54,16 @@ class SentenceModules:
         settings = json.loads(self.files.get(SETTINGS[0], b"{}"))
         return str((settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or "")
 
+    def check_case(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises a `UserError` where sentence-transformers puts texts in lower case that the tokenizer would not."""
+        settings = [json.loads(content) for path, content in self.files.items() if fnmatch(path, SETTINGS[1])]
+        lowers = any(found.get("do_lower_case") for found in settings)
+        if lowers and tokenizer.tokenize("Tree") != tokenizer.tokenize("tree"):
+            raise UserError(
+                "sentence-transformers puts this model's texts in lower case (do_lower_case) and its tokenizer does "
+                "not; expected a tokenizer that does it by itself"
+            )
+
     def pooling(self, prompt_tokens: int = 0) -> nn.Module:
         """The modules after the transformer, as sentence-transformers makes them (see `embeddings`).
 
@@ -57,13 +71,16 @@ class SentenceModules:
             prompt_tokens: How long the prompt before every text is; some models leave it out of the pooling.
 
         Raises:
-            UserError: Where sentence-transformers is not installed, or a module cannot be made from its files.
+            UserError: Where sentence-transformers is not installed, or a module is not `KNOWN` or cannot be made from
+                its files.
         """
         modules: list[nn.Module] = [_Prompted(prompt_tokens)] if prompt_tokens else []
         with tempfile.TemporaryDirectory() as folder:
             self.write(Path(folder))
             for module in json.loads(self.files[MODULES])[1:]:
                 home, _, name = module["type"].rpartition(".")
+                if name not in KNOWN:
+                    raise UserError(f"{MODULES}: {module['type']} is unknown; expected {', '.join(KNOWN)}")
                 try:
                     cls = getattr(import_module(home), name)
                     modules.append(cls.load(folder, subfolder=module["path"]))
@@ -164,9 +181,3 @@ def embeddings(hidden: Tensor, attention_mask: Tensor, pooling: nn.Module | None
         "sentence_embedding"
     ]
     return found
-
-
-def embedding_error(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean relative squared error of embeddings `(n_rows, d)`, in float32."""
-    ours, theirs = ours.float(), theirs.float()
-    return ((ours - theirs).square().sum(-1) / theirs.square().sum(-1)).mean()

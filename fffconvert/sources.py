@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas
 from datasets import (
     Dataset,
     DatasetDict,
@@ -25,7 +26,7 @@ from datasets import (
 
 from fffconvert.errors import UserError, first_line
 from fffconvert.recipe import DataSource
-from fffconvert.tasks import Task, task_named
+from fffconvert.tasks import TASKS, Task, task_named
 
 HUB_DATASET = "nyu-mll/glue"
 
@@ -33,6 +34,7 @@ Asked = Task | Path | DataSource
 """What may be asked for: a GLUE task, a text file with one text per line, or one's own data."""
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+EMPTY = {"keep_default_na": False, "na_values": [""]}  # of a CSV file: "None" and "N/A" are texts, or classes
 LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is for its reader alone, not for pandas'
 WHOLE = {
     "csv": "a line with the names of the columns, then one for each row, in UTF-8",
@@ -56,10 +58,14 @@ def asked_for(task: str | None, text: str | Path | None, data: DataSource | None
         return data
     if task is not None:
         return task_named(task)
-    file = Path(str(text))
+    refuse_table(Path(str(text)))
+    return Path(str(text))
+
+
+def refuse_table(file: Path) -> None:
+    """Raises a `UserError` for a table where a text file is expected."""
     if file.suffix.lower() in READERS:
         raise UserError(f"{file} is no text file but a table; give it as --data (in a recipe: data.path)")
-    return file
 
 
 def train_split(asked: Asked, data_dir: Path | None) -> Dataset:
@@ -109,12 +115,14 @@ def _split(source: DataSource, found: DatasetDict, name: str) -> Dataset:
 
 
 def name_of(asked: Asked) -> str:
-    """What scores call the data: the name of a file or folder, a Hub dataset's id."""
+    """What scores call the data: the name of a file or folder, a Hub dataset's id; none is GLUE's or that of text."""
     if isinstance(asked, Task):
         return asked.name
     if isinstance(asked, Path):
         return "text"
-    return Path(asked.path).name if Path(asked.path).exists() else asked.path
+    path = Path(asked.path)
+    name = path.absolute().name if path.exists() else asked.path
+    return f"{name} (own data)" if name in (*TASKS, "text") else name
 
 
 def load_source(source: DataSource) -> DatasetDict:
@@ -124,6 +132,7 @@ def load_source(source: DataSource) -> DatasetDict:
         UserError: For data that is not there, or that `datasets` cannot read.
     """
     path = Path(source.path)
+    path = path.absolute() if path.is_dir() else path  # "." has no name
     try:
         found = _read(source, path)
     except UserError:
@@ -194,11 +203,12 @@ def _read_file(file: Path) -> Dataset:
     if file.suffix.lower() == ".txt":
         return Dataset.from_dict({"text": list(read_lines(file))})
     reader = READERS[file.suffix.lower()]
-    options: dict[str, Any] = {}
-    if reader == "csv":
-        # an empty cell alone is nothing: "None" and "N/A" are texts, or names of classes
-        options = {**dialect(file), "keep_default_na": False, "na_values": [""]}
-    return load_dataset(reader, data_files=glob.escape(str(file)), split="train", **options)
+    if reader == "csv":  # whole: `datasets` would tell a column's type from its first 10,000 rows
+        table = pandas.read_csv(file, **dialect(file), **EMPTY, low_memory=False)
+        if table.empty:
+            raise ValueError("it has no rows")
+        return Dataset.from_pandas(table, preserve_index=False)
+    return load_dataset(reader, data_files=glob.escape(str(file)), split="train")
 
 
 def dialect(file: Path) -> dict[str, Any]:
@@ -252,6 +262,7 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
     if data_dir is None:
         found = _load_from_hub(task)
     else:
+        data_dir = Path(data_dir)
         files = {split: str(_file(data_dir / task.name, split)) for split in splits}
         try:
             found = load_dataset("parquet", data_files=files)
@@ -293,8 +304,9 @@ def read_lines(file: Path) -> Iterator[str]:
     """The non-empty lines of a text file, one text each, read as they are asked for.
 
     Raises:
-        UserError: For a file that is missing, is not UTF-8, or has no text in it.
+        UserError: For a file that is missing, is a table, is not UTF-8, or has no text in it.
     """
+    refuse_table(file)
     empty, number = True, 0
     try:
         with file.open("rb") as lines:

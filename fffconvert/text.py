@@ -44,8 +44,8 @@ def say_if_cut(what: str, lengths: Iterable[int], limit: int) -> None:
     cut = [length >= limit for length in lengths]
     if sum(cut) > FEW_CUT * len(cut):
         say(
-            f"{what}: {sum(cut):,} of {len(cut):,} texts reach {limit} tokens and are cut there; --max-length "
-            "(in a recipe: max_length) reads further, as far as the model can"
+            f"{what}: {sum(cut):,} of {len(cut):,} texts have {limit} tokens or more, of which no more are read; "
+            "--max-length (in a recipe: max_length) reads further, as far as the model can"
         )
 
 

@@ -93,6 +93,8 @@ def optimizer_of(model: nn.Module, settings: Training, n_steps: int) -> tuple[Op
 
 
 @own_accelerate()
+@torch.inference_mode(mode=False)
+@torch.enable_grad()  # the caller may have switched gradients off
 def train(
     model: PreTrainedModel,
     rows: Dataset,

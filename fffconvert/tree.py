@@ -18,7 +18,7 @@ MAX_DEPTH = 20  # a million leaves; past it a typo is likelier than a wish
 
 
 def goes_right(score: Any) -> Any:
-    """The tie rule, stated here and nowhere else: a score of exactly 0 goes right, NaN goes left."""
+    """The tie rule, as the kernels have it too: a score of exactly 0 goes right, NaN goes left."""
     return score >= 0
 
 

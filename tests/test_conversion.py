@@ -142,7 +142,7 @@ def test_a_linear_fit_knows_what_errors_cost(
 
     monkeypatch.setattr(conversion, "fit_layer", fit)
     calibration = calibrate(classifier, tokenizer, sentences(60), 300)
-    conversion.build(classifier, calibration, replace(shape, linear=counts), init, seed=0)
+    conversion.build(calibration, replace(shape, linear=counts), init)
     expected = calibration.sensitivities if counts else [None, None]
     assert all(ours is theirs for ours, theirs in zip(given, expected, strict=True))
 
@@ -160,7 +160,7 @@ def test_a_layer_mends_what_layers_below_it_got_wrong_where_its_input_is_what_it
     monkeypatch.setattr(conversion, "fit_layer", fit)
     model, family = tiny_model(model_type), FAMILIES[model_type]
     calibration = calibrate(model, tokenizer, sentences(60), 300)
-    conversion.build(model, calibration, family.shape(TREE), "inputs", seed=0)
+    conversion.build(calibration, family.shape(TREE), "inputs")
     for (ours, target), (theirs, outputs) in zip(given, calibration.ffns(), strict=True):
         assert len(ours) == len(theirs) - int(HELD_OUT * len(theirs)), "the rest is to judge the fit on"
         theirs, outputs = theirs[-len(ours) :], outputs[-len(ours) :]

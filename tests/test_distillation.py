@@ -167,10 +167,18 @@ def test_teacher_of_another_shape_is_refused(changes: dict[str, int]) -> None:
         check_pair(tiny_model("bert"), tiny_model("bert", **changes))
 
 
-def test_a_student_without_trees_of_this_package_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_student_without_trees_of_this_package_is_refused(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One that was loaded with its own code has others, whose leaves would learn at the full rate."""
+    student, rows = converted(classifier, tokenizer), tokenized_texts(sentences(8), tokenizer)
+    with pytest.raises(UserError, match="the model is dense; expected a converted model"):
+        distill(classifier, classifier, tokenizer, rows)
+    monkeypatch.setattr(distillation, "FFF", torch.nn.Bilinear)
     with pytest.raises(UserError, match="the student has no tree of fffconvert's own"):
-        distill(tiny_model("bert"), tiny_model("bert"), tokenizer, tokenized_texts(sentences(8), tokenizer))
+        distill(student, classifier, tokenizer, rows)
 
 
 def test_a_head_that_judges_every_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -218,3 +226,23 @@ def test_a_class_of_ones_own_teaches(
     teacher = Mine(classifier.config).eval()
     check_pair(converted(classifier, tokenizer), teacher)
     check_pair(converted(classifier, tokenizer), torch.compile(classifier))
+
+
+def test_a_teacher_is_dense(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    student = converted(classifier, tokenizer)
+    rows = tokenized_texts(sentences(4), tokenizer)
+    with pytest.raises(UserError, match="is converted already"):
+        distill(student, student, tokenizer, rows)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_switched_off_around_it(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, off: Any
+) -> None:
+    student = converted(classifier, tokenizer)
+    before = student.classifier.weight.clone()
+    with off():
+        distill(student, classifier, tokenizer, tokenized_texts(sentences(8), tokenizer), Training(epochs=1))
+    assert not torch.equal(student.classifier.weight, before)

@@ -139,6 +139,26 @@ def test_shared_ffn_is_fitted_on_all_its_uses() -> None:
     assert made_of[8].memory_bytes - made_of[4].memory_bytes == (2 + FITTING) * 2 * 64 * 16 * 4
 
 
+def test_an_ffn_of_several_that_layers_share_is_used_as_often() -> None:
+    config = tiny_config("albert", num_hidden_layers=6, num_hidden_groups=3, inner_group_num=2)
+    made = estimate(transformers.AlbertModel, config, TREE, "random", Workload(calibration_tokens=64))
+    once = estimate(
+        transformers.AlbertModel,
+        tiny_config("albert", num_hidden_layers=3, num_hidden_groups=3, inner_group_num=2),
+        TREE,
+        "random",
+        Workload(calibration_tokens=64),
+    )
+    assert made.n_layers == 6
+    assert made.memory_bytes - once.memory_bytes == (6 * 2 + FITTING) * 64 * 16 * 4
+
+
+def test_a_model_may_read_less_than_it_is_timed_on() -> None:
+    config = tiny_config("roberta", max_position_embeddings=12)
+    made = estimate(transformers.RobertaModel, config, TREE, "random", Workload(calibration_tokens=64))
+    assert made.n_layers == 2
+
+
 def test_half_precision_is_half_the_file_until_it_is_trained_and_no_less_memory() -> None:
     def found(dtype: torch.dtype, workload: Workload) -> module.Estimate:
         return estimate(transformers.BertModel, tiny_config(dtype=dtype), TREE, "inputs", workload)

@@ -81,10 +81,11 @@ def test_pairs_of_embeddings_are_judged_by_their_cosine():
     given = {"validation": np.concatenate([first, second])}
     assert cosines(given)["validation"][:, 0] == pytest.approx([1, 0.6, 0])
     labels = {"validation": np.array([5.0, 3.0, 1.0])}
-    found = score_similarity(config, task, labels, given, given)
+    distinct = {"validation": [*range(6)]}
+    found = score_similarity(config, task, labels, given, given, distinct)
     assert found.score == pytest.approx(1)
     assert found.metrics["validation"]["cosine"] == pytest.approx(1)
-    assert "cosine" not in score_similarity(config, task, labels, given, None).metrics["validation"]
+    assert "cosine" not in score_similarity(config, task, labels, given, None, distinct).metrics["validation"]
 
 
 def test_splits_have_any_name_and_some_rows(tokenizer):
@@ -114,8 +115,22 @@ def test_a_head_that_is_not_the_tasks_is_refused(tokenizer):
 
 def test_neighbours():
     theirs = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
-    assert closeness(theirs, theirs) == {"cosine": pytest.approx(1), "neighbour_agreement": 1}
-    assert closeness(theirs[[0, 2, 1]], theirs)["neighbour_agreement"] < 1
+    rows = [0, 1, 2]
+    assert closeness(theirs, theirs, rows) == {"cosine": pytest.approx(1), "neighbour_agreement": 1}
+    assert closeness(theirs[[0, 2, 1]], theirs, rows)["neighbour_agreement"] < 1
+
+
+def test_a_copy_of_a_text_is_no_neighbour(tokenizer):
+    """Else texts that come twice would agree, however far a student is."""
+    teacher, student = (tiny_model("bert", "AutoModel", hidden_act=act) for act in ("gelu", "relu"))
+    task = Task("text", ("text",), metrics=("cosine",), kind="embedding", label=None)
+    once, thrice = (
+        evaluate(student, tokenizer, task, {"own": tokenized_texts(texts, tokenizer)}, teacher).agreement
+        for texts in (sentences(20), sentences(20) * 3)
+    )
+    assert once == thrice < 1
+    with pytest.raises(UserError, match="has no neighbour"):
+        evaluate(teacher, tokenizer, task, {"own": tokenized_texts(["good"] * 3, tokenizer)}, teacher)
 
 
 def test_one_text_has_no_neighbour(tokenizer) -> None:

@@ -74,6 +74,27 @@ def test_a_skeleton_on_meta_takes_the_weights_that_are_stored() -> None:
     assert torch.equal(skeleton(x), layer(x))
 
 
+def test_parameters_alone_may_be_in_bfloat16() -> None:
+    """As what casts parameters and no buffers leaves them; routers stay in float32, and the weights decide."""
+    layer, x = layer_of(TreeShape(2, 3)), tokens(40, 6)
+    expected = layer(x)
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.bfloat16()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(layer(x), expected, atol=0.1, rtol=0.1)
+
+
+def test_a_token_takes_the_leaf_that_is_named_in_bfloat16_too() -> None:
+    layer, x = layer_of(TreeShape(5, 1)).bfloat16(), tokens(500, 6).bfloat16()
+    number = torch.arange(32.0)[:, None].expand(32, 6)
+    with torch.no_grad():
+        for name in ("leaf_in_weight", "leaf_in_bias", "leaf_out_weight"):
+            getattr(layer, name).zero_()
+        layer.leaf_out_bias.copy_(number)
+        assert torch.equal(layer(x)[:, 0].long(), layer.leaf_of(x)[:, 0])
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")
 def test_a_trace_serves_any_number_of_tokens() -> None:
     layer = layer_of(TreeShape(2, 3))

@@ -15,7 +15,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 from fffconvert.checkpoint import load, save
 from fffconvert.conversion import convert
 from fffconvert.errors import UserError
-from fffconvert.hub import push
+from fffconvert.hub import content_of, push
 from fffconvert.tree import TreeShape
 
 SECRETS = (
@@ -168,3 +168,13 @@ def test_folder_without_a_converted_model_is_refused(
     with pytest.raises(UserError, match=r"has no config\.json"):
         push(tmp_path / "empty", "user/name")
     assert hub.requests == []
+
+
+def test_only_the_models_own_name_is_another_in_the_card(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text(
+        '---\nmodel_name: text-classification\n---\nmodel = pipeline("text-classification", "text-classification")\n'
+    )
+    content = content_of(card, "user/fast")
+    assert isinstance(content, bytes)
+    assert b'pipeline("text-classification", "user/fast")' in content

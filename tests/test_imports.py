@@ -22,9 +22,9 @@ folders heads sentence tree
 cluster kernels projection recipe tasks
 accelerator dense fff labels metrics options
 families fit int8 resumption
-export modeling reading text training
-encoding onnx_runtime sensitivity
-calibration
+modeling reading text training
+encoding export sensitivity
+calibration onnx_runtime
 card conversion distillation estimate quantization registration
 checkpoint inference latency sources
 columns evaluation hub inspection tables workspace

@@ -411,7 +411,11 @@ def test_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mine = kernels.fff_forward(x.bfloat16(), weights, "gelu")
         plain = reference.fff_forward(x.bfloat16(), weights, "gelu")
+        with torch.no_grad():
+            half = FFFWeights(*(weight.bfloat16() for weight in weights))
+            again = [kernels.fff_forward(x, half, "gelu") for _ in "ab"]
     truth = reference.fff_forward(x.bfloat16().float(), weights, "gelu")
+    assert [y.dtype for y in again] == [torch.bfloat16] * 2
     assert mine.dtype == plain.dtype
     assert (mine - truth).abs().mean() <= (plain - truth).abs().mean()
 

@@ -14,7 +14,7 @@ from conftest import sentences, tiny_config
 from datasets import Dataset
 from scipy.stats import spearmanr
 from torch.nn.utils import parameters_to_vector
-from transformers import BertModel, set_seed
+from transformers import BertModel, PreTrainedTokenizerFast, set_seed
 
 from fffconvert import UserError, checkpoint, columns, convert, data, distill, distillation, hub, pipeline
 from fffconvert.cli import main
@@ -22,7 +22,7 @@ from fffconvert.encoding import tokenized
 from fffconvert.inference import embed
 from fffconvert.plan import plan_run
 from fffconvert.recipe import Recipe, Training
-from fffconvert.sentence import embeddings, read_modules
+from fffconvert.sentence import SentenceModules, embeddings, read_modules
 from fffconvert.tree import TreeShape
 
 st = pytest.importorskip("sentence_transformers", reason="the extra sentence is not installed")
@@ -208,6 +208,25 @@ def test_a_list_of_modules_that_is_none(encoder, content):
     (Path(encoder) / "modules.json").write_text(content)
     with pytest.raises(UserError, match=r"modules.json is no list of modules with a type and a path each"):
         read_modules(encoder)
+
+
+def test_a_module_that_reads_more_than_hidden_states_is_refused(encoder):
+    modules = read_modules(encoder)
+    listed = json.loads(modules.files["modules.json"])
+    listed[1]["type"] = "sentence_transformers.models.WeightedLayerPooling"
+    changed = SentenceModules({**modules.files, "modules.json": json.dumps(listed).encode()})
+    with pytest.raises(UserError, match="WeightedLayerPooling is unknown; expected Pooling, Dense"):
+        changed.pooling()
+
+
+def test_texts_that_only_sentence_transformers_would_put_in_lower_case_are_refused(encoder, monkeypatch):
+    file = Path(encoder) / "sentence_bert_config.json"
+    file.write_text('{"max_seq_length": 20, "do_lower_case": true}')
+    monkeypatch.setattr(PreTrainedTokenizerFast, "tokenize", lambda _, text: [text.lower()])
+    checkpoint.load(encoder)  # whose tokenizer does it
+    monkeypatch.setattr(PreTrainedTokenizerFast, "tokenize", lambda _, text: [text])
+    with pytest.raises(UserError, match=r"in lower case \(do_lower_case\) and its tokenizer does not"):
+        checkpoint.load(encoder)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import fffconvert.sources
 from fffconvert.data import read_data
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
-from fffconvert.sources import asked_for, load_source, read_lines
+from fffconvert.sources import asked_for, load_source, name_of, read_lines
 from fffconvert.tasks import TASKS
 
 
@@ -133,6 +133,30 @@ def test_only_an_empty_cell_of_a_csv_file_has_nothing_in_it(
 def test_a_table_is_no_text_file() -> None:
     with pytest.raises(UserError, match=r"reviews.csv is no text file but a table; give it as --data"):
         asked_for(None, "reviews.csv", None)
+    with pytest.raises(UserError, match=r"reviews.csv is no text file but a table"):
+        next(read_lines(Path("reviews.csv")))
+
+
+def test_types_are_told_from_the_whole_of_a_csv_file(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Past the 10,000 rows that `datasets` takes at a time: notes that begin late, a label that is a word at last."""
+    lines = ["text,label,notes", *["good,1,"] * 10_001, "bad,x,late"]
+    (tmp_path / "own.csv").write_text("\n".join(lines), encoding="utf-8")
+    rows = load_source(DataSource(str(tmp_path / "own.csv")))["own.csv"]
+    assert set(rows["label"]) == {"1", "x"}
+    assert rows["notes"][-1] == "late"
+
+
+def test_own_data_never_has_the_name_of_glues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which the card of a model would publish its scores."""
+    for name, called in (("sst2", "sst2 (own data)"), ("text", "text (own data)"), ("mine", "mine")):
+        (tmp_path / name).mkdir()
+        assert name_of(DataSource(str(tmp_path / name))) == called
+    monkeypatch.chdir(tmp_path / "mine")
+    Dataset.from_dict(reviews()).to_csv("train.csv")
+    assert name_of(DataSource(".")) == "mine"
+    assert load_source(DataSource("."))["train"].num_rows == len(reviews()["review"])
 
 
 def test_a_text_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:

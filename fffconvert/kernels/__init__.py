@@ -125,6 +125,7 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         and type(x) is Tensor
         and not torch.is_grad_enabled()
         and forward_ad._current_level < 0
+        and (x.dtype == weights.leaf_in_weight.dtype or not torch.is_autocast_enabled("cpu"))
         and (y := cpu.infer(x, weights, activation)) is not None
     ):
         return y
@@ -145,4 +146,6 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         return reference.fff_forward(x, weights, activation)
     if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
         x = x.to(dtype)
+    if any(weight.dtype != dtype for weight in weights):  # whoever casts parameters alone leaves the routers
+        weights = FFFWeights(*(weight.to(dtype) for weight in weights))
     return cpu.fff_forward(x, weights, activation)

@@ -111,7 +111,8 @@ def dense_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, out_weight: Tensor,
 
 def score(x: Tensor, weights: FFFWeights, tree: int, node: Tensor) -> Tensor:
     """The score of one node per token: `(n_tokens,)` from `x` `(n_tokens, d_model)` and `node` `(n_tokens,)`."""
-    routers = weights.router_weight[tree].index_select(0, node)  # (n_tokens, d_model); indexing is slower
+    wide = torch.promote_types(x.dtype, torch.float32)  # rounding changes paths
+    routers = weights.router_weight[tree].index_select(0, node).to(wide)  # (n_tokens, d_model)
     return (x * routers).sum(-1) + weights.router_bias[tree, node]
 
 
@@ -147,7 +148,8 @@ def emissions(x: Tensor, weights: FFFWeights, tree: int, activation: str) -> Ten
     node = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     for _ in range(weights.depth):
         scores = score(x, weights, tree, node)
-        total = total + ACTIVATIONS[activation](scores)[:, None] * weights.node_out_weight[tree, node]
+        emitted = ACTIVATIONS[activation](scores)[:, None].to(x.dtype)
+        total = total + emitted * weights.node_out_weight[tree, node]
         node = child(node, goes_right(scores).long())
     return total
 
