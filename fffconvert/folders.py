@@ -16,6 +16,48 @@ from fffconvert.errors import UserError
 LOCK = "lock"  # of the run that is at work in a folder
 
 
+def refuse_existing(folder: Path) -> None:
+    """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
+    if folder.name in ("", ".."):
+        raise UserError(f"{folder} is a folder that is there; name a new one")
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link; name the folder itself")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; expected a folder")
+    if folder.is_mount():
+        raise UserError(f"{folder} is a mount point; name a folder in it")
+    existing = next(path for path in folder.absolute().parents if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file; expected a folder to write {folder} in")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{existing} cannot be written to; name an output folder elsewhere")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is not empty; name a new folder or delete it")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to fill; it gets its name when all is written, and is deleted if anything fails.
+
+    Raises:
+        UserError: For a folder that is not empty, or that another run is writing.
+    """
+    refuse_existing(folder)
+    beside = folder.with_name(f".{folder.name}.writing")
+    with alone_in(beside):
+        whole = beside / "whole"
+        shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
+        whole.mkdir()
+        try:
+            yield whole
+            refuse_existing(folder)
+            if folder.exists():
+                folder.rmdir()
+            whole.rename(folder)
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Lets no other run work in a folder for a while; one that is killed keeps nobody out.
@@ -60,45 +102,3 @@ def write_whole(file: Path, text: str) -> None:
     beside = file.with_name(f"{file.name}.writing")
     beside.write_text(text, encoding="utf-8")
     beside.replace(file)
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
-    if folder.name in ("", ".."):
-        raise UserError(f"{folder} is a folder that is there; name a new one")
-    if folder.is_symlink():
-        raise UserError(f"{folder} is a link; name the folder itself")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; expected a folder")
-    if folder.is_mount():
-        raise UserError(f"{folder} is a mount point; name a folder in it")
-    existing = next(path for path in folder.absolute().parents if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"{existing} is a file; expected a folder to write {folder} in")
-    if not os.access(existing, os.W_OK):
-        raise UserError(f"{existing} cannot be written to; name an output folder elsewhere")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not empty; name a new folder or delete it")
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder to fill; it gets its name when all is written, and is deleted if anything fails.
-
-    Raises:
-        UserError: For a folder that is not empty, or that another run is writing.
-    """
-    refuse_existing(folder)
-    beside = folder.with_name(f".{folder.name}.writing")
-    with alone_in(beside):
-        whole = beside / "whole"
-        shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
-        whole.mkdir()
-        try:
-            yield whole
-            refuse_existing(folder)
-            if folder.exists():
-                folder.rmdir()
-            whole.rename(folder)
-        finally:
-            shutil.rmtree(whole, ignore_errors=True)

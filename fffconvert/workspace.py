@@ -17,21 +17,6 @@ INPUTS = "inputs.json"  # what tells the teacher and the data of a run from othe
 START = ".start"  # of the folder with a student as it was before distillation
 
 
-def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
-    """Deletes the folder of a run that failed before anything was trained: what was asked of it was wrong."""
-    refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
-    kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
-    if kept <= {RECIPE, INPUTS, LOCK}:
-        empty(work)
-
-
-def empty(work: Path) -> None:
-    """Deletes what was in progress but the lock, and the recipe last: by that a run which is killed here is resumed."""
-    for path in sorted(work.iterdir(), key=lambda path: path.name == RECIPE):
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     """The folder for work in progress: a new one, or that of the run to resume."""
     ended = resume and is_of(recipe, output)
@@ -72,3 +57,18 @@ def is_of(recipe: Recipe, folder: Path) -> bool:
 def teacher_folder(output: Path) -> Path:
     """Where a fine-tuned teacher is kept."""
     return output.with_name(f"{output.name}-{TEACHER}")
+
+
+def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
+    """Deletes the folder of a run that failed before anything was trained: what was asked of it was wrong."""
+    refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
+    kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
+    if kept <= {RECIPE, INPUTS, LOCK}:
+        empty(work)
+
+
+def empty(work: Path) -> None:
+    """Deletes what was in progress but the lock, and the recipe last: by that a run which is killed here is resumed."""
+    for path in sorted(work.iterdir(), key=lambda path: path.name == RECIPE):
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
