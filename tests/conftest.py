@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 if multiprocessing.parent_process() is None:  # a process that a test starts has its parent's
@@ -120,6 +121,15 @@ TINY: dict[str, dict[str, object]] = {
     "xlm-roberta-xl": {},
 }
 """For each row of `FAMILIES` what its tiny configuration needs beyond the sizes that all share."""
+
+UNLIKE = ("bert", "distilbert", "deberta-v2", "albert", "modernbert")
+"""The families that differ in where FFNs are and what they are; the others are like one of them."""
+
+
+def unlike_first(names: Iterable[str] = TINY) -> pytest.MarkDecorator:
+    """For a test of many families: by default only of those that are unlike; of the rest it is slow."""
+    marked = [pytest.param(name, marks=[] if name in UNLIKE else pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("model_type", marked)
 
 
 def tiny_config(model_type: str = "bert", **changes: object) -> PreTrainedConfig:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, sentences, tiny_config, tiny_model, tokenized_texts
+from conftest import TINY, sentences, tiny_config, tiny_model, tokenized_texts, unlike_first
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -36,7 +36,6 @@ from fffconvert.recipe import Training
 from fffconvert.tree import REMOVED, TreeShape
 
 every_family = pytest.mark.parametrize("model_type", TINY)
-UNLIKE = ("bert", "distilbert", "deberta-v2", "albert", "modernbert")  # where FFNs are, and what they are
 
 
 def batch_of(tokenizer: PreTrainedTokenizerFast, n: int = 8) -> dict[str, Tensor]:
@@ -131,7 +130,7 @@ def test_nothing_of_the_dense_ffns_stays(model_type: str, tokenizer: PreTrainedT
     assert len(layers) == count_ffns(dense.config, family)
 
 
-@every_family
+@unlike_first()
 def test_one_distillation_step_lowers_the_loss(model_type: str, tokenizer: PreTrainedTokenizerFast) -> None:
     teacher = tiny_model(model_type)
     student = converted(teacher, tokenizer, TreeShape(2, 3, linear=False))
@@ -166,7 +165,7 @@ def test_encoder_without_pooler(
     assert untrained_twin(student, REMOVED).pooler is None
 
 
-@pytest.mark.parametrize("model_type", [name for name in TINY if TINY[name] is not TINY["eurobert"]])
+@unlike_first(name for name in TINY if name != "eurobert")  # whose head has weights of its own
 def test_head_of_a_language_model_stays_tied(
     model_type: str, tokenizer: PreTrainedTokenizerFast, folder_of: Callable[..., str]
 ) -> None:
@@ -184,10 +183,7 @@ def test_longest_text_can_be_read(model_type: str) -> None:
         assert model(torch.full((1, n_tokens), 7))[0].shape == (1, n_tokens, 16)
 
 
-@pytest.mark.parametrize(
-    "model_type",
-    [pytest.param(name, marks=[] if name in UNLIKE else pytest.mark.slow) for name in TINY],
-)
+@unlike_first()
 def test_info_and_benchmark(
     model_type: str, tokenizer: PreTrainedTokenizerFast, folder_of: Callable[..., str]
 ) -> None:
