@@ -60,7 +60,16 @@ def heads_of(model_type: str) -> list[str]:
 
 
 every_head = pytest.mark.parametrize(
-    ("model_type", "auto_class"), [(family, head) for family in TINY for head in heads_of(family)]
+    ("model_type", "auto_class"),
+    [  # by default all of BERT's, and of each other family another one in turn
+        pytest.param(
+            family,
+            head,
+            marks=[] if family == "bert" or head == heads[number % len(heads)] else pytest.mark.slow,
+        )
+        for number, (family, heads) in enumerate((family, heads_of(family)) for family in TINY)
+        for head in heads
+    ],
 )
 every_family = pytest.mark.parametrize("model_type", TINY)
 
