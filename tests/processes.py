@@ -16,10 +16,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["fffconvert.pipeline", "fffconvert.hub", "fffconvert.inspection"])
+in_processes = pytest.mark.xdist_group("processes")  # whose server takes seconds to start: one for them all
 
 
 def start(function: Callable[..., object], *arguments: Any) -> BaseProcess:

@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import sentences, tiny_config
 from datasets import Dataset
-from processes import finish, start_command, wait_until
+from processes import finish, in_processes, start_command, wait_until
 from transformers import (
     AutoModelForSequenceClassification,
     BertForMaskedLM,
@@ -598,6 +598,7 @@ def test_no_hub(dense: str, student: str, text: Path, tmp_path: Path) -> None:
 # ---- A full disk and Ctrl-C, in processes of their own
 
 
+@in_processes
 @pytest.mark.slow
 def test_a_full_disk(
     dense: str, student: str, text: Path, tmp_path: Path, listing: Callable[[], set[str]]
@@ -646,6 +647,7 @@ def test_two_trainings_into_one_output(
     assert "out.checkpoints" not in listing()
 
 
+@in_processes
 def test_ctrl_c(dense: str, glue: Path, tmp_path: Path, listing: Callable[[], set[str]]) -> None:
     data = ["--task", "sst2", "--data-dir", str(glue), "--epochs", "100000", "--batch-size", "8"]
     before, stderr = listing(), tmp_path / "stderr"

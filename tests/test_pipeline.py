@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from conftest import sentences, tiny_config
 from datasets import Dataset
-from processes import finish, start, wait_until
+from processes import finish, in_processes, start, wait_until
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
@@ -249,6 +249,7 @@ KILLED_AT = {
 """Where one run is killed, time after time, and what then lies in its work folder."""
 
 
+@in_processes
 def test_a_run_that_is_killed_and_resumed_makes_the_same_models(
     recipe: Recipe, glue: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from accelerate import Accelerator, tracking
 from accelerate.tracking import GeneralTracker
 from conftest import sentences
 from datasets import Dataset
-from processes import finish, start, wait_until
+from processes import finish, in_processes, start, wait_until
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -357,6 +358,7 @@ def train_in_full(
     return weights_of(loaded.model)
 
 
+@in_processes
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -567,6 +569,7 @@ def tune_in_mixed_precision(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     assert torch.equal(model(ids, return_dict=False)[0], again(ids).logits)
 
 
+@in_processes
 def test_a_model_trained_in_mixed_precision_computes_in_its_own_afterwards(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -587,6 +590,7 @@ def choose_a_precision_after_evaluating(model: PreTrainedModel, tokenizer: PreTr
     assert Accelerator(mixed_precision="bf16", cpu=True).mixed_precision == "bf16"
 
 
+@in_processes
 def test_a_process_that_has_evaluated_may_choose_its_precision(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -616,48 +620,67 @@ Path(folder, f"process-{state.process_index}-of-{state.num_processes}").touch()
 """
 
 
-def launch_two_processes(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+CPU_PROCESS = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def fork_two_processes(script: Path, folder: str) -> None:
+    """Runs a script in two CPU processes, on loopback, as `accelerate launch` does, but at once."""
+    port = free_port()
+    both = [start(run_as_one_of_two, rank, port, script, folder) for rank in ("0", "1")]
+    assert [finish(process) for process in both] == [0, 0]
+
+
+def run_as_one_of_two(rank: str, port: str, script: Path, folder: str) -> None:
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {**CPU_PROCESS, **where, "RANK": rank, "LOCAL_RANK": rank}
+    sys.argv = [str(script), folder]
+    runpy.run_path(str(script))
+
+
+def launch_two_processes(script: Path, folder: str) -> None:
     """Runs a script in two CPU processes by `accelerate launch`, on loopback.
 
     Without an MPI, `accelerate launch --cpu` starts one process whatever number it is told; the launcher
     named after GPUs starts as many as it is told, and `ACCELERATE_USE_CPU` puts them on the CPU.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     more = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-    environment = {
-        "ACCELERATE_USE_CPU": "true",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(fffconvert.__file__).parents[1]),
-    }
-    return subprocess.run(
-        [*launch, *more, *where, str(script), *arguments],
-        env={**os.environ, **environment},
+    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    done = subprocess.run(
+        [*launch, *more, *where, str(script), folder],
+        env={**os.environ, **CPU_PROCESS, "PYTHONPATH": str(Path(fffconvert.__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
+@in_processes
+@pytest.mark.parametrize(
+    "run_in_two", [fork_two_processes, pytest.param(launch_two_processes, marks=pytest.mark.slow)]
+)
 def test_two_processes_give_what_one_gives(
+    run_in_two: Callable[[Path, str], None],
     classifier: BertForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
     glue: Path,
     folder_of: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    """One launch for both claims, because it takes seconds to import torch three times."""
+    """One launch for both claims, because `accelerate` takes seconds: torch is imported three times."""
     folder_of(classifier)
     folder_of(student_of(classifier, tokenizer), "student")
     script = tmp_path / "two.py"
     script.write_text(TWO, encoding="utf-8")
-    done = launch_two_processes(script, str(tmp_path))
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_in_two(script, str(tmp_path))
     assert sorted(path.name for path in tmp_path.glob("process-*")) == ["process-0-of-2", "process-1-of-2"]
 
     assert len({(tmp_path / f"seed-{number}").read_text() for number in range(2)}) == 2, "of dropout, say"
