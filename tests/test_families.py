@@ -183,6 +183,7 @@ def test_longest_text_can_be_read(model_type: str) -> None:
         assert model(torch.full((1, n_tokens), 7))[0].shape == (1, n_tokens, 16)
 
 
+@pytest.mark.usefixtures("quick_latency")
 @unlike_first()
 def test_info_and_benchmark(
     model_type: str, tokenizer: PreTrainedTokenizerFast, folder_of: Callable[..., str]
@@ -199,7 +200,7 @@ def test_info_and_benchmark(
     for timed, ffn in zip(dense_ffns(dense, family), read_ffns(dense, family), strict=True):
         # what is timed is what was replaced
         torch.testing.assert_close(timed(x), ffn(x), rtol=1e-4, atol=1e-5)
-    benchmark(student, dense, sizes=((1, 8),), layer_tokens=(4,), others=False, seconds_per_row=0.0)
+    benchmark(student, dense)
 
 
 # ---- What is refused

@@ -30,7 +30,7 @@ COMPILED = {"dense compiled", "converted compiled"}
 
 
 @pytest.fixture
-def student(classifier, tokenizer, texts):
+def student(classifier, tokenizer, texts, quick_latency):
     return convert(
         classifier, tokenizer, texts, TreeShape(depth=2, leaf_width=3), calibration_tokens=300
     ).model
@@ -213,7 +213,7 @@ def test_a_wide_spread_is_no_confident_number(capsys):
     assert "busy" not in err
 
 
-def test_a_head_that_chooses_among_texts_is_timed(tokenizer, texts):
+def test_a_head_that_chooses_among_texts_is_timed(tokenizer, texts, quick_latency):
     model = BertForMultipleChoice(tiny_config()).eval()
     student = convert(model, tokenizer, texts, TreeShape(depth=2, leaf_width=3), calibration_tokens=300).model
     assert measure(student, model).rows[-1].medians.keys() == MODEL
