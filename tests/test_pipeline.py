@@ -71,7 +71,8 @@ def recipe(classifier: BertForSequenceClassification, folder_of: Callable[..., s
         task="sst2",
         tree=TreeShape(depth=2, leaf_width=2),
         calibration_tokens=300,
-        distill=Training(epochs=2, batch_size=8, checkpoint_every=5),
+        train_rows=32,
+        distill=Training(epochs=1, batch_size=8, checkpoint_every=2),
     )
 
 
@@ -197,16 +198,6 @@ def test_the_folder_is_what_stock_transformers_loads(recipe: Recipe, glue: Path,
     assert all(torch.equal(again[key], tensor) for key, tensor in first.items())
 
 
-def test_smaller_trees_make_a_smaller_file(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
-    quick = replace(recipe, train_rows=8, distill=Training(batch_size=8))
-    sizes = []
-    for depth in (1, 4):
-        out = tmp_path / f"depth-{depth}"
-        run(replace(quick, tree=TreeShape(depth, 2)), out, data_dir=glue)
-        sizes.append((out / "model.safetensors").stat().st_size)
-    assert sizes[0] < sizes[1]
-
-
 # ---- Killed and resumed
 
 
@@ -254,7 +245,7 @@ def test_a_run_that_is_killed_and_resumed_makes_the_same_models(
     recipe: Recipe, glue: Path, tmp_path: Path
 ) -> None:
     settings = Training(epochs=1, batch_size=8, checkpoint_every=5)
-    recipe = replace(recipe, finetune=settings, distill=settings, controls=("removed",))
+    recipe = replace(recipe, train_rows=64, finetune=settings, distill=settings, controls=("removed",))
     whole = run(recipe, tmp_path / "whole", data_dir=glue)
 
     out, work = tmp_path / "out", tmp_path / "out.work"
@@ -393,11 +384,6 @@ def test_a_disk_that_is_full_when_a_student_is_saved_costs_no_conversion(
         with pytest.raises(NotWritten, match=r"could not be written .*No space left"):
             run(recipe, tmp_path / "out", data_dir=glue)
     assert "converted.start" in names_in(tmp_path / "out.work")
-
-
-def test_the_folder_that_one_is_in_is_no_output(recipe: Recipe, glue: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder that is there; name a new one"):
-        run(recipe, ".", data_dir=glue)
 
 
 def test_a_full_disk_leaves_what_was_converted(
