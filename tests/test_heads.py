@@ -127,7 +127,7 @@ def teacher_for(kind: str) -> str:
     return "teacher"
 
 
-STEPS = ("--epochs", 16, "--batch-size", 16)
+STEPS = ("--epochs", 10, "--batch-size", 16)
 TREE = ("--depth", 2, "--leaf-width", 4, "--calibration-tokens", 300)
 
 
