@@ -141,13 +141,6 @@ def test_an_int8_model_is_compared_with_an_int8_limit(student):
     assert latency.without_ffns(quantize(student)).config.int8_projections
 
 
-def test_converted_models_compile_without_a_graph_break(student):
-    ids = torch.tensor([[2, 7, 9, 3]])
-    with torch.inference_mode():
-        compiled = torch.compile(student, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(input_ids=ids).logits, student(input_ids=ids).logits)
-
-
 def test_what_is_quick_is_called_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     for milliseconds, calls in ((0.001, latency.MOST_CALLS), (4, 3), (9, 2), (11, 1)):
         clock = iter(n * milliseconds / 1000 for n in (0, 1, 1, 2, 2, 3))

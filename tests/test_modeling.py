@@ -297,7 +297,10 @@ def test_trainer(
 def test_compiled_without_graph_breaks(student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     batch = batch_of(tokenizer)
     compiled = torch.compile(student, fullgraph=True, backend="aot_eager")  # inductor would only add C++
-    torch.testing.assert_close(outputs_of(compiled, batch)["logits"], outputs_of(student, batch)["logits"])
+    with torch.inference_mode():  # as it is timed
+        torch.testing.assert_close(
+            outputs_of(compiled, batch)["logits"], outputs_of(student, batch)["logits"]
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*activation_checkpointing")  # the name that follows
