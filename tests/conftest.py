@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 if multiprocessing.parent_process() is None:  # a process that a test starts has its parent's
@@ -16,6 +16,7 @@ if multiprocessing.parent_process() is None:  # a process that a test starts has
 if shutil.which("nvidia-smi") is None:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
+import click
 import datasets
 import pytest
 import torch
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from fffconvert import latency
+from fffconvert.cli import main
 from fffconvert.columns import unlabelled
 from fffconvert.encoding import tokenized
 from fffconvert.families import FAMILIES
@@ -208,6 +210,15 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "__kwdefaults__", quick)
     monkeypatch.setattr(latency, "MOST_CALLS", 1)
     monkeypatch.setattr(latency, "FEWEST_ROUNDS", 2)
+
+
+def commands(group: click.Group = main, *path: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command by its whole name, those of groups inside groups too."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+        else:
+            yield " ".join((*path, name)), command
 
 
 def hooks_of(model: torch.nn.Module) -> int:

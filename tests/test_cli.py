@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import sentences, tiny_config
+from conftest import commands, sentences, tiny_config
 from datasets import Dataset
 from processes import finish, in_processes, start_command, wait_until
 from transformers import (
@@ -169,14 +169,6 @@ def test_all_processes_but_the_first_are_done_when_the_run_is(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert succeed("run", recipe, "--output", tmp_path / "out", "--min-retention", 0.9) == ""
-
-
-def commands(group: click.Group = main, *path: str) -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands(command, *path, name)
-        else:
-            yield " ".join((*path, name)), command
 
 
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=[name for name, _ in commands()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fitted import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
@@ -14,10 +15,6 @@ from fffconvert.tree import child, goes_right
 
 few = settings(max_examples=15, deadline=None)
 kinds = pytest.mark.parametrize("clustered", ["inputs", "neurons"])
-
-
-def normal(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
 
 def tokens_by_node(inputs: Tensor, routers: tuple[Tensor, Tensor]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 import pytest
-from conftest import sentences, tiny_config
+from conftest import commands, sentences, tiny_config
 from transformers import BertForSequenceClassification, BertModel, PreTrainedTokenizerFast, pipeline
 
 import fffconvert.python_docs
@@ -31,24 +31,13 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # ---- Commands
 
 
-def commands(
-    group: click.Group = main, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command and where it is, those of groups inside groups too."""
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
 def command_lines() -> Iterator[tuple[str, str]]:
     """Places that show a command line, and the line."""
     texts = {
         "README.md": "\n".join(re.findall(r"(?s)```bash\n.*?```|`[^`]+`", README)),
         "Makefile": (ROOT / "Makefile").read_text(encoding="utf-8"),
         "fffconvert --help": main.help or "",
-        **{f"{' '.join(path)} --help": command.help or "" for path, command in commands()},
+        **{f"{name} --help": command.help or "" for name, command in commands()},
     }
     for place, text in texts.items():
         for line in text.replace("\\\n", " ").splitlines():
@@ -75,7 +64,7 @@ def test_a_command_line_that_is_shown_parses(place: str, line: str) -> None:
 def test_the_readme_shows_every_command() -> None:
     shown = {line.split()[0] for place, line in command_lines() if place == "README.md"}
     shown |= set(re.findall(r"`(?:fffconvert )?([a-z-]+)`", README))
-    assert {path[0] for path, _ in commands()} - shown == set()
+    assert {name.split()[0] for name, _ in commands()} - shown == set()
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", README))))

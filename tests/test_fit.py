@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from fitted import D_MODEL, error, inputs_of, normal, output
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,18 +16,14 @@ from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.fit import fit_layer, fit_part, neighbourhood, reduced_rank, ridge
-from fffconvert.kernels import ACTIVATIONS, reference
+from fffconvert.kernels import ACTIVATIONS
 from fffconvert.recipe import Init
 from fffconvert.tree import REMOVED, TreeShape
 
 few = settings(max_examples=15, deadline=None)
 grown = pytest.mark.parametrize("init", ["inputs", "neurons"])
 
-D_MODEL, N_NEURONS = 12, 40
-
-
-def normal(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+N_NEURONS = 40
 
 
 def dense(
@@ -35,22 +32,6 @@ def dense(
     weights = normal(2, n_neurons, d_model, seed=seed)
     biases = normal(n_neurons + d_model, seed=seed + 1)
     return DenseFFN(weights[0], biases[:n_neurons], weights[1], biases[n_neurons:], activation)
-
-
-def inputs_of(n_tokens: int, d_model: int = D_MODEL, seed: int = 9) -> Tensor:
-    """Inputs with more spread along some features than along others, as real ones have."""
-    return normal(n_tokens, d_model, seed=seed) * torch.linspace(0.2, 2, d_model) + 0.5
-
-
-def output(layer: FFF, x: Tensor) -> Tensor:
-    """By the reference, which is the definition; the kernel adds up in another order."""
-    with torch.no_grad():
-        return reference.fff_forward(x, layer.weights, layer.activation)
-
-
-def error(layer: FFF, ffn: DenseFFN, x: Tensor) -> float:
-    target = ffn(x)
-    return float((output(layer, x) - target).square().sum() / (target - target.mean(0)).square().sum())
 
 
 # ---- Identities

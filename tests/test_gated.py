@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import sentences, tiny_model
+from fitted import D_MODEL, error, inputs_of, normal, output
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -25,17 +26,8 @@ from fffconvert.modeling import shape_of
 from fffconvert.recipe import Init
 from fffconvert.tree import GatedTreeShape, TreeShape, narrow
 
-D_MODEL, N_NEURONS = 12, 30
+N_NEURONS = 30
 grown = pytest.mark.parametrize("init", ["inputs", "neurons"])
-
-
-def normal(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
-
-
-def inputs_of(n_tokens: int, seed: int = 9) -> Tensor:
-    """Inputs with more spread along some features than along others, as real ones have."""
-    return normal(n_tokens, D_MODEL, seed=seed) * torch.linspace(0.2, 2, D_MODEL) + 0.5
 
 
 class Glu(nn.Module):
@@ -60,16 +52,6 @@ class Glu(nn.Module):
 
 def glu() -> DenseFFN:
     return Glu(fused=False, bias=True).read()
-
-
-def output(layer: FFF, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return reference.fff_forward(x, layer.weights, layer.activation)
-
-
-def error(layer: FFF, ffn: DenseFFN, x: Tensor) -> float:
-    target = ffn(x)
-    return float((output(layer, x) - target).square().sum() / (target - target.mean(0)).square().sum())
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
