@@ -53,8 +53,10 @@ def _command(arguments: list[str], stderr: Path, file_size_limit: int | None) ->
         os.dup2(file.fileno(), sys.stderr.fileno())
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    from fffconvert import display
     from fffconvert.cli import main
 
+    display.SECONDS_PER_LINE = 0.0  # else it is long silent, and whoever waits for a line waits with it
     main(arguments)
 
 
