@@ -20,7 +20,7 @@ import pytest
 import torch
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["fffconvert.pipeline", "fffconvert.hub", "fffconvert.inspection"])
+SERVER.set_forkserver_preload(["pytest", "fffconvert.pipeline", "fffconvert.hub", "fffconvert.inspection"])
 in_processes = pytest.mark.xdist_group("processes")  # whose server takes seconds to start: one for them all
 
 
