@@ -12,7 +12,7 @@ from conftest import tiny_config
 from torch import nn
 from transformers import BertForMultipleChoice, BertModel
 
-from fffconvert import latency, onnx
+from fffconvert import latency, onnx_runtime
 from fffconvert.cli import main
 from fffconvert.conversion import convert
 from fffconvert.errors import UserError
@@ -82,9 +82,9 @@ def test_the_distance_to_the_limit_is_taken_within_a_round(monkeypatch):
 
 
 def test_without_onnxruntime_the_reason_stands_in_the_report(student, monkeypatch, uncompiled):
-    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(onnx_runtime, "find_spec", lambda name: None if name == "onnxruntime" else object())
     found = measure(student, sizes=((1, 4),), layer_tokens=(3,), others=True)
-    assert found.absent.keys() == set(onnx.NAMES)
+    assert found.absent.keys() == set(onnx_runtime.NAMES)
     assert "onnxruntime not installed; pip install 'fffconvert[onnx]'" in found.absent["ONNX Runtime"]
     assert found.rows[1].medians.keys() == MODEL | COMPILED
     assert "dense compiled" in found.rows[0].medians
@@ -98,9 +98,9 @@ def test_what_cannot_be_compiled_has_a_reason(student, monkeypatch, capsys):
         return fail if hasattr(function, "config") else function
 
     monkeypatch.setattr(torch, "compile", compile_all_but_whole_models)
-    monkeypatch.setattr(onnx, "missing", lambda: "not here")
+    monkeypatch.setattr(onnx_runtime, "missing", lambda: "not here")
     found = measure(student, sizes=((1, 4),), layer_tokens=(3,), others=True)
-    assert found.absent.keys() == COMPILED | set(onnx.NAMES)
+    assert found.absent.keys() == COMPILED | set(onnx_runtime.NAMES)
     assert found.absent["converted compiled"] == "not compiled: RuntimeError no way"
     assert found.rows[1].medians.keys() == MODEL
     assert "dense compiled" in found.rows[0].medians
@@ -118,10 +118,10 @@ def test_what_onnx_runtime_runs_is_timed_and_what_it_cannot_run_has_a_reason(
             raise ValueError("no way.\nReally")
         file.write_bytes(b"no graph")
 
-    monkeypatch.setattr(onnx, "write_optimized", write)
-    monkeypatch.setattr(onnx, "write_int8", lambda file, output: output.write_bytes(file.read_bytes()))
-    monkeypatch.setattr(onnx, "check", lambda *_: None)
-    monkeypatch.setattr(onnx, "runner", lambda *_: lambda: [None])
+    monkeypatch.setattr(onnx_runtime, "write_optimized", write)
+    monkeypatch.setattr(onnx_runtime, "write_int8", lambda file, output: output.write_bytes(file.read_bytes()))
+    monkeypatch.setattr(onnx_runtime, "check", lambda *_: None)
+    monkeypatch.setattr(onnx_runtime, "runner", lambda *_: lambda: [None])
     found = measure(student, sizes=((1, 4),), layer_tokens=(), others=True)
     assert tried == ["ONNX-Runtime.onnx", "converted-ONNX-Runtime.onnx"]
     assert found.absent == {"converted ONNX Runtime": "not exported: ValueError no way"}
