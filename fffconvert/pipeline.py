@@ -32,14 +32,13 @@ from fffconvert.conversion import build, check_tree
 from fffconvert.data import Data, check_model, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
-from fffconvert.errors import UserError
 from fffconvert.evaluation import Judge
 from fffconvert.families import family_of
 from fffconvert.folders import alone_in, write_whole
 from fffconvert.latency import benchmark
 from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import Init, Recipe
-from fffconvert.resumption import digest_of_rows, digest_of_weights, forget, readable
+from fffconvert.resumption import digest_of_rows, digest_of_weights, forget, refuse_another
 from fffconvert.sentence import read_modules
 from fffconvert.sources import asked_for
 from fffconvert.tree import REMOVED, TreeShape, narrow
@@ -132,12 +131,7 @@ def check_inputs(stages: Stages) -> None:
     }
     file = stages.work / INPUTS
     if file.exists():
-        with readable(file, stages.work):
-            theirs = dict(json.loads(file.read_text(encoding="utf-8")))
-        if other := [name for name in theirs if theirs[name] != found.get(name)]:
-            raise UserError(
-                f"{stages.work} holds a run with another {' and '.join(other)}; resume with that, or delete it"
-            )
+        refuse_another(file, found)
     wait_for_everyone()
     if is_main_process():
         write_whole(file, json.dumps(found, indent=2))

@@ -104,17 +104,22 @@ def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, An
     """
     if folder is None or not checkpoints_in(folder):
         return 0
-    with readable(folder / SETTINGS, folder):
-        theirs = dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
-    if other := [name for name in settings if theirs.get(name) != settings[name]]:
-        raise UserError(
-            f"{folder} holds checkpoints of a run with another {' and '.join(other)}; delete it to start anew"
-        )
+    refuse_another(folder / SETTINGS, settings)
     step = checkpoints_in(folder)[-1]
     say(f"Resuming from step {step}")
     with readable(folder / f"step-{step}", folder):
         accelerator.load_state(str(folder / f"step-{step}"))
     return step
+
+
+def refuse_another(file: Path, found: dict[str, Any]) -> None:
+    """Raises a `UserError` where the run that left a file in its folder was told or given something else."""
+    with readable(file, file.parent):
+        theirs = dict(json.loads(file.read_text(encoding="utf-8")))
+    if other := [name for name in found if theirs.get(name) != found[name]]:
+        raise UserError(
+            f"{file.parent} holds a run with another {' and '.join(other)}; resume with that, or delete it"
+        )
 
 
 @contextmanager

@@ -34,7 +34,7 @@ Asked = Task | Path | DataSource
 """What may be asked for: a GLUE task, a text file with one text per line, or one's own data."""
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-EMPTY = {"keep_default_na": False, "na_values": [""]}  # of a CSV file: "None" and "N/A" are texts, or classes
+MISSING = {"keep_default_na": False, "na_values": [""]}  # cells of a CSV file: "N/A" may be text, or a class
 LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is for its reader alone, not for pandas'
 WHOLE = {
     "csv": "a line with the names of the columns, then one for each row, in UTF-8",
@@ -204,7 +204,7 @@ def _read_file(file: Path) -> Dataset:
         return Dataset.from_dict({"text": list(read_lines(file))})
     reader = READERS[file.suffix.lower()]
     if reader == "csv":  # whole: `datasets` would tell a column's type from its first 10,000 rows
-        table = pandas.read_csv(file, **dialect(file), **EMPTY, low_memory=False)
+        table = pandas.read_csv(file, **dialect(file), **MISSING, low_memory=False)
         if table.empty:
             raise ValueError("it has no rows")
         return Dataset.from_pandas(table, preserve_index=False)

@@ -119,7 +119,9 @@ def test_what_onnx_runtime_runs_is_timed_and_what_it_cannot_run_has_a_reason(
         file.write_bytes(b"no graph")
 
     monkeypatch.setattr(onnx_runtime, "write_optimized", write)
-    monkeypatch.setattr(onnx_runtime, "write_int8", lambda file, output: output.write_bytes(file.read_bytes()))
+    monkeypatch.setattr(
+        onnx_runtime, "write_int8", lambda file, output: output.write_bytes(file.read_bytes())
+    )
     monkeypatch.setattr(onnx_runtime, "check", lambda *_: None)
     monkeypatch.setattr(onnx_runtime, "runner", lambda *_: lambda: [None])
     found = measure(student, sizes=((1, 4),), layer_tokens=(), others=True)

@@ -444,7 +444,9 @@ def test_checkpoints_of_other_settings_are_refused(
     classifier: BertForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    with pytest.raises(UserError, match=r"run with another (learning_rate|seed); delete it"):
+    with pytest.raises(
+        UserError, match=r"run with another (learning_rate|seed); resume with that, or delete it"
+    ):
         finetune(classifier, tokenizer, rows_for(tokenizer), settings, seed=seed, checkpoints=interrupted)
     assert checkpoints_in(interrupted) == [5]
 
@@ -454,10 +456,10 @@ def test_checkpoints_of_another_model_or_other_data_are_refused(
 ) -> None:
     rows = rows_for(tokenizer)
     other_rows = rows.map(lambda row: {"labels": 1 - row["labels"]})
-    with pytest.raises(UserError, match=r"run with another data; delete it"):
+    with pytest.raises(UserError, match=r"run with another data; resume with that, or delete it"):
         finetune(classifier, tokenizer, other_rows, SETTINGS, checkpoints=interrupted)
     classifier.classifier.bias.data += 0.1
-    with pytest.raises(UserError, match=r"run with another model; delete it"):
+    with pytest.raises(UserError, match=r"run with another model; resume with that, or delete it"):
         finetune(classifier, tokenizer, rows, SETTINGS, checkpoints=interrupted)
     assert checkpoints_in(interrupted) == [5]
 
@@ -473,7 +475,7 @@ def test_checkpoints_of_another_teacher_are_refused(
     with pytest.raises(KeyboardInterrupt):
         distill(deepcopy(student), classifier, tokenizer, rows, SETTINGS, checkpoints=tmp_path / "kept")
     classifier.classifier.bias.data += 0.1
-    with pytest.raises(UserError, match=r"run with another teacher; delete it"):
+    with pytest.raises(UserError, match=r"run with another teacher; resume with that, or delete it"):
         distill(student, classifier, tokenizer, rows, SETTINGS, checkpoints=tmp_path / "kept")
 
 
