@@ -25,6 +25,7 @@ from fffconvert.modeling import (
     dense_class_of,
     model_class,
     refuse_converted,
+    refuse_inference,
 )
 from fffconvert.modes import pytorch_defaults
 from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_seed
@@ -97,10 +98,7 @@ def convert(
     """
     refuse_converted(model.config)
     refuse_own_class(type(model))
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise UserError(
-            "the model was made under torch.inference_mode(); expected one that was loaded outside of it"
-        )
+    refuse_inference(model)
     check_tree(tree, init, calibration_tokens)
     check_seed(seed)
     half = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16)

@@ -30,7 +30,6 @@ MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 
 ROWS_AT_ONCE = 16_384  # tokenized between two steps of a progress bar, in about a second
 
-
 Columns = dict[str, list[Any]]
 
 

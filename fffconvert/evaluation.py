@@ -128,12 +128,12 @@ class Judge:
             )
         if not validations or not all(len(rows) for rows in validations.values()):
             raise UserError(f"{task.name} has no rows to judge a model by; expected some in every split")
-        if task.kind == "embedding" and any(len(distinct_rows(rows)) < 2 for rows in validations.values()):
+        self.tokenizer, self.task, self.validations, self.teacher = tokenizer, task, validations, teacher
+        self.pooling = pooling
+        if task.kind == "embedding" and any(len(rows) < 2 for rows in self.distinct.values()):
             raise UserError(
                 f"{task.name} has one text, which has no neighbour to judge by; expected two or more"
             )
-        self.tokenizer, self.task, self.validations, self.teacher = tokenizer, task, validations, teacher
-        self.pooling = pooling
 
     @cached_property
     def theirs(self) -> Outputs | None:

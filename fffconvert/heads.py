@@ -94,7 +94,8 @@ def check_judgeable(config: PreTrainedConfig, name: str) -> None:
         UserError: For one whose head is neither in `HEADS` nor none, or that gives several numbers.
     """
     heads = config.architectures or []
-    if config.problem_type == "regression" and (config.num_labels or 1) > 1:
+    of_sequence = any(head.endswith("ForSequenceClassification") for head in heads)
+    if of_sequence and config.problem_type == "regression" and (config.num_labels or 1) > 1:
         raise UserError(f"{name} gives {config.num_labels} numbers, which cannot be judged; expected one")
     if any(("For" in head or "LMHead" in head) and not head.endswith(tuple(HEADS)) for head in heads):
         raise UserError(

@@ -53,6 +53,14 @@ def refuse_converted(config: PreTrainedConfig) -> None:
         raise UserError(f"{config.name_or_path or 'the model'} is converted already; expected a dense model")
 
 
+def refuse_inference(model: PreTrainedModel) -> None:
+    """Raises a `UserError` for a model whose weights nothing can be differentiated by."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UserError(
+            "the model was made under torch.inference_mode(); expected one that was loaded outside of it"
+        )
+
+
 def refuse_dense(config: PreTrainedConfig) -> None:
     """Raises a `UserError` for a model that has no trees."""
     if not is_converted(config):

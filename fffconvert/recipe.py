@@ -89,7 +89,8 @@ class DataSource:
     validation: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", str(self.path))
+        if isinstance(self.path, Path):
+            object.__setattr__(self, "path", str(self.path))
         if isinstance(self.text, str):  # whose letters would be taken for columns
             object.__setattr__(self, "text", (self.text,))
 

@@ -54,11 +54,15 @@ class SentenceModules:
         settings = json.loads(self.files.get(SETTINGS[0], b"{}"))
         return str((settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or "")
 
+    @property
+    def lowers(self) -> bool:
+        """Whether sentence-transformers itself puts texts in lower case."""
+        found = [content for path, content in self.files.items() if fnmatch(path, SETTINGS[1])]
+        return any(json.loads(content).get("do_lower_case") for content in found)
+
     def check_case(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises a `UserError` where sentence-transformers puts texts in lower case that the tokenizer would not."""
-        settings = [json.loads(content) for path, content in self.files.items() if fnmatch(path, SETTINGS[1])]
-        lowers = any(found.get("do_lower_case") for found in settings)
-        if lowers and tokenizer.tokenize("Tree") != tokenizer.tokenize("tree"):
+        if self.lowers and tokenizer.tokenize("Tree") != tokenizer.tokenize("tree"):
             raise UserError(
                 "sentence-transformers puts this model's texts in lower case (do_lower_case) and its tokenizer does "
                 "not; expected a tokenizer that does it by itself"
@@ -160,9 +164,11 @@ def read_modules(name: str) -> SentenceModules | None:
             )
     beside = SentenceModules(files)
     try:
-        beside.prompt  # noqa: B018 - read once, for what it may raise
+        beside.prompt, beside.lowers  # noqa: B018 - read once, for what they may raise
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{name}: {SETTINGS[0]} is not what sentence-transformers writes") from error
+        raise UserError(
+            f"{name}: one of {', '.join(SETTINGS)} is not what sentence-transformers writes"
+        ) from error
     return beside
 
 

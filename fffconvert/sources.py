@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import os
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -18,7 +19,6 @@ import pandas
 from datasets import (
     Dataset,
     DatasetDict,
-    concatenate_datasets,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
@@ -121,7 +121,7 @@ def name_of(asked: Asked) -> str:
     if isinstance(asked, Path):
         return "text"
     path = Path(asked.path)
-    name = path.absolute().name if path.exists() else asked.path
+    name = Path(os.path.abspath(path)).name if path.exists() else asked.path  # noqa: PTH100 - through no link
     return f"{name} (own data)" if name in (*TASKS, "text") else name
 
 
@@ -189,26 +189,30 @@ def _read_folder(path: Path, subset: str | None) -> Dataset | DatasetDict:
         splits = load_dataset_builder(str(path), subset).config.data_files or {}
         files = {str(split): [Path(file) for file in found] for split, found in splits.items()}
         if {file.suffix.lower() for found in files.values() for file in found} <= {".csv", ".tsv", ".txt"}:
-            return DatasetDict(
-                {
-                    split: concatenate_datasets([_read_file(file) for file in found])
-                    for split, found in files.items()
-                }
-            )
+            return DatasetDict({split: _read_tables(found) for split, found in files.items()})
     return load_dataset(str(path), subset)
 
 
 def _read_file(file: Path) -> Dataset:
     """A table or a text file."""
-    if file.suffix.lower() == ".txt":
-        return Dataset.from_dict({"text": list(read_lines(file))})
-    reader = READERS[file.suffix.lower()]
-    if reader == "csv":  # whole: `datasets` would tell a column's type from its first 10,000 rows
-        table = pandas.read_csv(file, **dialect(file), **MISSING, low_memory=False)
-        if table.empty:
-            raise ValueError("it has no rows")
-        return Dataset.from_pandas(table, preserve_index=False)
+    reader = READERS.get(file.suffix.lower(), "text")
+    if reader in ("text", "csv"):
+        return _read_tables([file])
     return load_dataset(reader, data_files=glob.escape(str(file)), split="train")
+
+
+def _read_tables(files: list[Path]) -> Dataset:
+    """CSV, TSV and text files, whole: `datasets` would tell a column's type from the first 10,000 rows."""
+    tables = [
+        pandas.DataFrame({"text": list(read_lines(file))})
+        if file.suffix.lower() == ".txt"
+        else pandas.read_csv(file, **dialect(file), **MISSING, low_memory=False)
+        for file in files
+    ]
+    table = pandas.concat(tables, ignore_index=True)
+    if table.empty:
+        raise ValueError("it has no rows")
+    return Dataset.from_pandas(table, preserve_index=False)
 
 
 def dialect(file: Path) -> dict[str, Any]:

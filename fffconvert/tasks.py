@@ -128,6 +128,7 @@ def check_head(task: Task, config: PreTrainedConfig, name: str) -> None:
             f"{name} is {', '.join(heads)}; task {task.name} expects a ...ForSequenceClassification. "
             f"Fine-tune one first: fffconvert finetune {name} OUTPUT --task {task.name}"
         )
+    check_judgeable(config, name)
     ours = tuple(label.lower() for label in labels_of(config))
     if reordered(ours, task.labels):
         raise UserError(

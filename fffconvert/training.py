@@ -34,6 +34,7 @@ from fffconvert.batch import Batch
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
+from fffconvert.modeling import refuse_inference
 from fffconvert.modes import own_forward
 from fffconvert.projection import onednn_on
 from fffconvert.recipe import Training
@@ -128,10 +129,12 @@ def train(
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
     Raises:
-        UserError: For no rows, no parameter to train, a batch that the processes cannot share out, a loss or gradient
-            that is not finite, checkpoints of another run, or a tracker that is unknown or not installed.
+        UserError: For a model made under `torch.inference_mode()`, no rows, no parameter to train, a batch that the
+            processes cannot share out, a loss or gradient that is not finite, checkpoints of another run, or a tracker
+            that is unknown or not installed.
         NotWritten: For a checkpoint that cannot be written.
     """
+    refuse_inference(model)
     checkpoints = Path(checkpoints) if checkpoints is not None else None
     run_name = f"{checkpoints.resolve().parent.stem}-{checkpoints.stem}" if checkpoints else description
     accelerator = make_accelerator(settings.gradient_accumulation, log_with, run_name)

@@ -123,7 +123,7 @@ def test_onnx_runtime_recognizes_attention_in_what_is_timed(graphs, name):
     dense, model, folder, _ = graphs
     operators = [node.op_type for node in onnx.load(folder / f"{name}.onnx").graph.node]
     assert operators.count("Attention") == dense.config.num_hidden_layers
-    assert onnx.UNMASKED not in (dense.config._attn_implementation, model.config._attn_implementation)
+    assert onnx_runtime.UNMASKED not in (dense.config._attn_implementation, model.config._attn_implementation)
 
 
 @pytest.mark.slow

@@ -83,10 +83,21 @@ def test_parameters_alone_may_be_in_bfloat16() -> None:
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             torch.testing.assert_close(layer(x), expected, atol=0.1, rtol=0.1)
+    layer = layer_of(TreeShape(2, 3))
+    layer.load_state_dict(
+        {name: tensor.bfloat16() for name, tensor in layer.state_dict().items()}, assign=True
+    )
+    torch.testing.assert_close(layer(x), expected, atol=0.1, rtol=0.1)
 
 
-def test_a_token_takes_the_leaf_that_is_named_in_bfloat16_too() -> None:
+@pytest.mark.parametrize("routers_stay", [False, True])
+def test_a_token_takes_the_leaf_that_is_named_in_bfloat16_too(routers_stay: bool) -> None:
     layer, x = layer_of(TreeShape(5, 1)).bfloat16(), tokens(500, 6).bfloat16()
+    if routers_stay:
+        layer.router_weight, layer.router_bias = (
+            layer.router_weight.float() * 1.003,
+            layer.router_bias.float(),
+        )
     number = torch.arange(32.0)[:, None].expand(32, 6)
     with torch.no_grad():
         for name in ("leaf_in_weight", "leaf_in_bias", "leaf_out_weight"):

@@ -22,8 +22,8 @@ folders heads sentence tree
 cluster kernels projection recipe tasks
 accelerator dense fff labels metrics options
 families fit int8 resumption
-modeling reading text training
-encoding export sensitivity
+modeling reading text
+encoding export sensitivity training
 calibration onnx_runtime
 card conversion distillation estimate quantization registration
 checkpoint inference latency sources
@@ -43,6 +43,7 @@ HOME_OF = {
     "rich": {"display"},
     "accelerate": {"accelerator", "resumption", "training"},
     "yaml": {"recipe"},
+    "pandas": {"sources"},
     "sklearn": {"cluster", "metrics"},
 }
 
@@ -128,7 +129,7 @@ def python(code: str) -> str:
     ids=["package", "cli", "help", "light_names"],
 )
 def test_no_torch(code: str) -> None:
-    slow = "torch transformers datasets accelerate sklearn scipy numpy".split()  # noqa: SIM905
+    slow = "torch transformers datasets accelerate sklearn scipy numpy pandas".split()  # noqa: SIM905
     assert python(f"{code}\nimport sys\nprint([x for x in {slow} if x in sys.modules])").endswith("[]\n")
 
 

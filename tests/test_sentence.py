@@ -196,9 +196,15 @@ def test_an_ordinary_folder_has_no_modules(classifier, folder_of):
     assert read_modules(folder_of(classifier)) is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"prompts": [1]}'])
-def test_settings_that_are_none(encoder, content):
-    (Path(encoder) / "config_sentence_transformers.json").write_text(content)
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("config_sentence_transformers.json", content) for content in ("{", "[]", '{"prompts": [1]}')),
+        *(("sentence_bert_config.json", content) for content in ("{", "[]")),
+    ],
+)
+def test_settings_that_are_none(encoder, file, content):
+    (Path(encoder) / file).write_text(content)
     with pytest.raises(UserError, match="is not what sentence-transformers writes"):
         read_modules(encoder)
 

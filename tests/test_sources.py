@@ -148,6 +148,12 @@ def test_types_are_told_from_the_whole_of_a_csv_file(
     assert rows["notes"][-1] == "late"
 
 
+def test_types_are_told_from_all_files_of_a_split(tmp_path: Path) -> None:
+    for number, cell in enumerate(("", "late")):
+        (tmp_path / f"train-{number}.csv").write_text(f"text,notes\ngood,{cell}\n", encoding="utf-8")
+    assert load_source(DataSource(str(tmp_path)))["train"]["notes"] == [None, "late"]
+
+
 def test_own_data_never_has_the_name_of_glues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By which the card of a model would publish its scores."""
     for name, called in (("sst2", "sst2 (own data)"), ("text", "text (own data)"), ("mine", "mine")):
@@ -155,7 +161,7 @@ def test_own_data_never_has_the_name_of_glues(tmp_path: Path, monkeypatch: pytes
         assert name_of(DataSource(str(tmp_path / name))) == called
     monkeypatch.chdir(tmp_path / "mine")
     Dataset.from_dict(reviews()).to_csv("train.csv")
-    assert name_of(DataSource(".")) == "mine"
+    assert (name_of(DataSource(".")), name_of(DataSource(".."))) == ("mine", tmp_path.name)
     assert load_source(DataSource("."))["train"].num_rows == len(reviews()["review"])
 
 

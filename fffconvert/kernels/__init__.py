@@ -105,8 +105,8 @@ def _is_followed() -> bool:
 def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     """A fast feedforward layer, by the fastest implementation that serves here.
 
-    The kernels take float32 and bfloat16, on a GPU float16 too but no gates; all else goes to the reference. Under
-    autocast the CPU kernel computes in the weights' dtype, which is what the reference returns there.
+    The kernels take float32 and bfloat16, on a GPU float16 too but no gates; all else, weights of several dtypes
+    among it, goes to the reference. Under autocast the CPU kernel computes in the weights' dtype.
 
     Args:
         x: `(..., d_model)`; any number of tokens, none included.
@@ -142,10 +142,11 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         from fffconvert.kernels import gpu  # imports Triton
 
         return gpu.fff_forward(x, weights, activation)
-    if not x.is_cpu or dtype not in cpu.DTYPES or followed or not _uses_cpu_kernel():
+    # absent parts may have been left in another dtype; where others were, as routers are, nothing is rounded
+    weights = FFFWeights(*(weight if weight.numel() else weight.to(dtype) for weight in weights))
+    of_one_dtype = all(weight.dtype == dtype for weight in weights)
+    if not x.is_cpu or dtype not in cpu.DTYPES or not of_one_dtype or followed or not _uses_cpu_kernel():
         return reference.fff_forward(x, weights, activation)
     if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
         x = x.to(dtype)
-    if any(weight.dtype != dtype for weight in weights):  # whoever casts parameters alone leaves the routers
-        weights = FFFWeights(*(weight.to(dtype) for weight in weights))
     return cpu.fff_forward(x, weights, activation)
