@@ -1,0 +1,49 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fffconvert.errors import UserError
+from fffconvert.folders import new_folder
+
+
+def test_two_that_write_one_folder_do_not_meet(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with new_folder(folder) as first:
+        (first / "weights").write_text("first")
+        with pytest.raises(UserError, match="another run is at work"), new_folder(folder):
+            pytest.fail("both write")
+    assert (folder / "weights").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_who_comes_second_does_not_replace_what_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+
+    def write_after_another() -> None:
+        with new_folder(folder):
+            folder.mkdir()
+            (folder / "weights").write_text("another's")
+
+    with pytest.raises(UserError, match="exists and is not empty"):
+        write_after_another()
+    assert (folder / "weights").read_text() == "another's"
+
+
+def test_a_folder_called_as_the_lock_is_written_too(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "lock") as folder:
+        (folder / "weights").touch()
+    assert (tmp_path / "lock" / "weights").exists()
+
+
+def test_what_a_killed_run_left_behind_is_cleared(tmp_path: Path) -> None:
+    left = tmp_path / ".out.writing" / "whole"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "weights").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
