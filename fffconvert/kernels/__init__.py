@@ -142,11 +142,12 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         from fffconvert.kernels import gpu  # imports Triton
 
         return gpu.fff_forward(x, weights, activation)
-    # absent parts may have been left in another dtype; where others were, as routers are, nothing is rounded
-    weights = FFFWeights(*(weight if weight.numel() else weight.to(dtype) for weight in weights))
-    of_one_dtype = all(weight.dtype == dtype for weight in weights)
-    if not x.is_cpu or dtype not in cpu.DTYPES or not of_one_dtype or followed or not _uses_cpu_kernel():
+    others = [weight for weight in weights if weight.dtype != dtype]
+    mixed = any(weight.numel() for weight in others)  # as where parameters are cast and routers are not
+    if not x.is_cpu or dtype not in cpu.DTYPES or mixed or followed or not _uses_cpu_kernel():
         return reference.fff_forward(x, weights, activation)
     if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
         x = x.to(dtype)
+    if others:  # absent parts alone
+        weights = FFFWeights(*(weight.to(dtype) for weight in weights))
     return cpu.fff_forward(x, weights, activation)
