@@ -22,9 +22,7 @@ from fffconvert.errors import UserError
 LOGS = "runs"  # of trackers that write files, as TensorBoard looks for them
 
 
-def make_accelerator(
-    gradient_accumulation: int = 1, log_with: str | None = None, run_name: str = ""
-) -> Accelerator:
+def make_accelerator(log_with: str | None = None, run_name: str = "") -> Accelerator:
     """An Accelerator as this package uses it: a batch is shared out over the processes.
 
     Mixed precision is what this process has used Accelerate with before, or what `accelerate launch` or
@@ -39,7 +37,6 @@ def make_accelerator(
     bfloat16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bfloat16 else "no")
     return Accelerator(
-        gradient_accumulation_steps=gradient_accumulation,
         mixed_precision=None if is_initialized() else asked,  # a process has one at a time
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -52,11 +49,12 @@ def make_accelerator(
 def own_accelerate() -> Iterator[None]:
     """Leaves Accelerate as the caller has it: each Accelerator sets gradient accumulation and precision for all."""
     gradients, used = GradientState(), is_initialized()
-    accumulation = gradients.plugin_kwargs
+    accumulation, at_end_of_step = gradients.plugin_kwargs, gradients.sync_gradients
+    gradients.sync_gradients = True  # else no optimizer moves
     try:
         yield
     finally:
-        gradients.plugin_kwargs = accumulation
+        gradients.plugin_kwargs, gradients.sync_gradients = accumulation, at_end_of_step
         if not used:
             AcceleratorState._reset_state()
 

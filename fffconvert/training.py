@@ -7,7 +7,9 @@ same weights as one that was not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +139,7 @@ def train(
     refuse_inference(model)
     checkpoints = Path(checkpoints) if checkpoints is not None else None
     run_name = f"{checkpoints.resolve().parent.stem}-{checkpoints.stem}" if checkpoints else description
-    accelerator = make_accelerator(settings.gradient_accumulation, log_with, run_name)
+    accelerator = make_accelerator(log_with, run_name)
     if settings.batch_size % accelerator.num_processes:
         raise UserError(
             f"batch_size is {settings.batch_size}; expected a multiple of the {accelerator.num_processes} processes"
@@ -148,8 +150,7 @@ def train(
     set_seed(seed, device_specific=True)
     sampler = EpochSampler(list(rows["length"]), settings.batch_size, seed)
     batches = BatchSampler(sampler, settings.batch_size, drop_last=len(rows) >= settings.batch_size)
-    together = settings.gradient_accumulation
-    n_steps = settings.epochs * -(-len(batches) // together)
+    n_steps = settings.epochs * -(-len(batches) // settings.gradient_accumulation)
     optimizer, schedule = optimizer_of(model, settings, n_steps)
     with own_forward(model), onednn_on(accelerator.device):
         wrapped, optimizer, schedule, loader = accelerator.prepare(
@@ -157,27 +158,19 @@ def train(
         )
         wrapped.train(dropout)
         described = fingerprint(settings, seed, rows, model, teacher) if checkpoints else {}
-        step = resume(accelerator, checkpoints, described)
+        done = resume(accelerator, checkpoints, described)
         if log_with:
             named = {"wandb": {"name": run_name}}
             accelerator.init_trackers("fffconvert", config=asdict(settings), init_kwargs=named)
-        parts: list[dict[str, Tensor]] = []  # the figures of a step's batches
-        with progress_bar(description, n_steps, done=step) as advance:
-            for batch, in_step in batches_from(loader, step, n_steps, together):
-                with accelerator.accumulate(wrapped):
-                    value, figures = loss(wrapped, batch)
-                    accelerator.backward(value * (together / in_step))  # Accelerate divides by `together`
-                    if accelerator.sync_gradients:
-                        clip(accelerator, wrapped, settings.max_grad_norm, step + 1)
-                    optimizer.step()
-                    schedule.step()
-                    optimizer.zero_grad()
-                parts.append({name: figure.detach() for name, figure in figures.items()})
-                if not accelerator.sync_gradients:
-                    continue
-                step += 1
-                log_step(accelerator, parts, step, advance, logged=log_with is not None)
-                parts.clear()
+        steps = steps_from(loader, done, n_steps, settings.gradient_accumulation)
+        with progress_bar(description, n_steps, done=done) as advance:
+            for step, parts in enumerate(steps, done + 1):
+                figures = add_gradients(accelerator, wrapped, loss, parts)
+                clip(accelerator, wrapped, settings.max_grad_norm, step)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                log_step(accelerator, figures, step, advance, logged=log_with is not None)
                 if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
                     save_checkpoint(accelerator, checkpoints, step, described)
     for tracker in accelerator.trackers:
@@ -186,26 +179,38 @@ def train(
     model.to("cpu").eval()  # type: ignore[arg-type]
 
 
-def batches_from(
-    loader: DataLoaderShard, step: int, n_steps: int, together: int
-) -> Iterator[tuple[Batch, int]]:
-    """The batches of a run from one of its steps on, each with the number of batches that make its step.
+def steps_from(loader: DataLoaderShard, done: int, n_steps: int, together: int) -> Iterator[list[Batch]]:
+    """The batches of each step of a run, which follow from the step's number.
 
     Args:
         loader: The batches of an epoch, which follow from its number.
-        step: Steps that were made before.
+        done: Steps that were made before.
         n_steps: Steps of the run.
         together: Batches that make a step; the last of an epoch may have fewer.
     """
     steps_per_epoch = -(-len(loader) // together)
-    while step < n_steps:
-        epoch, made = divmod(step, steps_per_epoch)
+    while done < n_steps:
+        epoch, made = divmod(done, steps_per_epoch)
         loader.set_epoch(epoch)
         rest = skip_first_batches(loader, made * together)
         rest.set_epoch(epoch)  # Accelerate before 1.15 forgets it there
-        for number, batch in enumerate(rest, made * together):
-            yield batch, min(together, len(loader) - number // together * together)
-        step = (epoch + 1) * steps_per_epoch
+        batches = iter(rest)
+        while parts := list(islice(batches, together)):
+            yield parts
+        done = (epoch + 1) * steps_per_epoch
+
+
+def add_gradients(
+    accelerator: Accelerator, model: nn.Module, loss: Loss, batches: list[Batch]
+) -> list[dict[str, Tensor]]:
+    """Adds the gradients of the mean loss over a step's batches; gives the figures of each."""
+    found = []
+    for number, batch in enumerate(batches, 1):
+        with nullcontext() if number == len(batches) else accelerator.no_sync(model):  # else processes wait
+            value, figures = loss(model, batch)
+            accelerator.backward(value / len(batches))
+        found.append({name: figure.detach() for name, figure in figures.items()})
+    return found
 
 
 def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:

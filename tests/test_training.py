@@ -581,9 +581,12 @@ def test_a_model_trained_in_mixed_precision_computes_in_its_own_afterwards(
 def test_an_accelerator_of_ones_own_goes_on_accumulating(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    own = Accelerator(gradient_accumulation_steps=4)
-    finetune(classifier, tokenizer, rows_for(tokenizer), replace(SETTINGS, epochs=1))
+    own, before = Accelerator(gradient_accumulation_steps=4), weights_of(classifier)
+    with own.accumulate(nn.Linear(1, 1)):  # the first batch of four: no optimizer of its own would move
+        finetune(classifier, tokenizer, rows_for(tokenizer), replace(SETTINGS, epochs=1))
+        assert not own.sync_gradients
     assert own.gradient_accumulation_steps == 4
+    assert not torch.equal(before["classifier.weight"], classifier.classifier.weight)
 
 
 def choose_a_precision_after_evaluating(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
