@@ -37,6 +37,7 @@ from fffconvert.tables import (
     active,
     show_comparison,
     show_estimate,
+    show_info,
     show_int8,
     show_latency,
     show_layers,
@@ -49,6 +50,10 @@ from fffconvert.tree import TreeShape
 
 class Cli(click.Group):
     """A group whose commands turn every foreseen failure into one line and a non-zero exit."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the work."""
+        return list(self.commands)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Reads what stands before the command, and lets tables be shown in a locale without arrows and dashes."""
@@ -139,13 +144,19 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Do all that a recipe says, with controls.")
 @click.argument("recipe_file", metavar="RECIPE", type=FILE)
 @click.option("--model", metavar="MODEL", help="Use this model instead of the recipe's.")
 @click.option("--output", required=True, type=FOLDER, help="New folder for the converted model.")
 @option_data_dir
 @click.option("--resume", is_flag=True, help="Go on with a run that was killed, from its last checkpoint.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, as in distill.epochs=2.",
+)
 @option_min_retention
 @option_dry_run
 @option_log_with
@@ -199,7 +210,68 @@ def run(
     evaluation.require_retention(retention, recipe.min_retention, result.output / checkpoint.REPORT)
 
 
-@main.command()
+@main.command(short_help="Make a teacher: fine-tune a dense model.")
+@click.argument("model")
+@click.argument("output", type=FOLDER)
+@click.option("--task", help=TASK_HELP)
+@data_options
+@option_data_dir
+@option_max_length
+@training_options(FINETUNE)
+@option_seed
+@option_log_with
+def finetune(
+    model: str,
+    output: Path,
+    task: str | None,
+    data: DataSource | None,
+    data_dir: Path | None,
+    max_length: int,
+    train_rows: int | None,
+    seed: int,
+    log_with: str | None,
+    **training: Any,
+) -> None:
+    """Fine-tune a dense MODEL on a task or on your own labelled data, to make a teacher.
+
+    A killed run goes on from its last checkpoint when the same command is given again.
+
+    \b
+    fffconvert finetune bert-base-uncased teacher --task mrpc
+    fffconvert finetune bert-base-uncased teacher --data train.csv --label-column stars
+    """
+    quiet_libraries()
+    from fffconvert import checkpoint, distillation, folders
+    from fffconvert.data import read_data
+    from fffconvert.sources import asked_for
+
+    settings = replace(FINETUNE, **training)
+    folders.refuse_existing(output)
+    found = read_data(
+        asked_for(task, None, data),
+        checkpoint.load_tokenizer(model, checkpoint.load_config(model)),
+        None,
+        data_dir=data_dir,
+        train_rows=train_rows,
+        max_length=max_length,
+        seed=seed,
+    )
+    loaded = checkpoint.load_for_task(model, found.task, seed)
+    with checkpoints_of(output) as checkpoints:
+        distillation.finetune(
+            loaded.model,
+            loaded.tokenizer,
+            found.rows,
+            settings,
+            seed=seed,
+            checkpoints=checkpoints,
+            log_with=log_with,
+        )
+        checkpoint.save(loaded, output)
+    display.say(f"The teacher is in {output}")
+
+
+@main.command(short_help="Replace FFNs by trees, without any training.")
 @click.argument("model")
 @click.argument("output", type=FOLDER)
 @tree_options
@@ -296,138 +368,10 @@ def convert(
         show_int8(report["int8"])
     config = made.model.config
     neurons = active(modeling.shape_of(config).active_neurons, modeling.dense_neurons(config))
-    display.say(f"The converted model is in {output}; every token uses {neurons} neurons in each layer")
+    display.say(f"The converted model is in {output}; every token uses {neurons} in each layer")
 
 
-@main.command()
-@click.argument("model")
-@click.argument("output", type=FOLDER)
-@option_json
-def quantize(model: str, output: Path, json_file: Path | None) -> None:
-    """Store the projections of a converted MODEL in int8 and its trees in bfloat16, for inference on a CPU.
-
-    It then times both at two sizes, for about a minute. The last step: an int8 model cannot be trained. What
-    it loses on a task is what evaluate says of it with MODEL for a teacher.
-
-    \b
-    fffconvert quantize distilled distilled-int8
-    fffconvert evaluate distilled-int8 --task sst2 --teacher distilled
-    """
-    quiet_libraries()
-    from fffconvert import checkpoint, folders
-    from fffconvert.inspection import fits_of
-
-    folders.refuse_existing(output)
-    layers = fits_of(model)  # read before the work, should it be no JSON
-    made, gain = quantized(checkpoint.load(model))
-    checkpoint.save(made, output, report={"layers": layers, "int8": gain})
-    write_json(json_file, gain)
-    show_int8(gain)
-    display.say(f"The int8 model is in {output}")
-
-
-def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
-    """A converted model in int8, and what that loses and gains."""
-    from fffconvert import latency, quantization
-    from fffconvert.python_docs import standard_library_sentences
-
-    loaded.model.float()
-    made = replace(loaded, model=quantization.quantize(loaded.model))
-    error = quantization.rounding_error(
-        loaded.model, made.model, loaded.tokenizer, standard_library_sentences()
-    )
-    measured = latency.benchmark(loaded.model, sizes=((1, 128), (8, 128)), layer_tokens=(), others=False)
-    return made, {"error": error, "latency": measured.to_dict()}
-
-
-def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
-    """What `--calibration` or `--data` names; nothing where neither is given."""
-    from fffconvert.sources import asked_for
-    from fffconvert.tasks import TASKS
-
-    if calibration is None and data is None:
-        return None
-    task = calibration if calibration in TASKS else None
-    if calibration is not None and task is None and not Path(calibration).is_file():
-        raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
-    if calibration is not None and data is not None:
-        raise UserError("--calibration and --data are both given; expected one of them")
-    return asked_for(task, None if task else calibration, data)
-
-
-def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
-    """The texts that were asked for, or what serves without."""
-    from fffconvert.data import read_texts
-    from fffconvert.python_docs import standard_library_sentences
-
-    if asked is not None:
-        return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
-    display.say("Calibrating on Python's own documentation; --calibration with text like yours works better")
-    return (loaded.prompt + sentence for sentence in standard_library_sentences())
-
-
-@main.command()
-@click.argument("model")
-@click.argument("output", type=FOLDER)
-@click.option("--task", help=TASK_HELP)
-@data_options
-@option_data_dir
-@option_max_length
-@training_options(FINETUNE)
-@option_seed
-@option_log_with
-def finetune(
-    model: str,
-    output: Path,
-    task: str | None,
-    data: DataSource | None,
-    data_dir: Path | None,
-    max_length: int,
-    train_rows: int | None,
-    seed: int,
-    log_with: str | None,
-    **training: Any,
-) -> None:
-    """Fine-tune a dense MODEL on a task or on your own labelled data, to make a teacher.
-
-    A killed run goes on from its last checkpoint when the same command is given again.
-
-    \b
-    fffconvert finetune bert-base-uncased teacher --task mrpc
-    fffconvert finetune bert-base-uncased teacher --data train.csv --label-column stars
-    """
-    quiet_libraries()
-    from fffconvert import checkpoint, distillation, folders
-    from fffconvert.data import read_data
-    from fffconvert.sources import asked_for
-
-    settings = replace(FINETUNE, **training)
-    folders.refuse_existing(output)
-    found = read_data(
-        asked_for(task, None, data),
-        checkpoint.load_tokenizer(model, checkpoint.load_config(model)),
-        None,
-        data_dir=data_dir,
-        train_rows=train_rows,
-        max_length=max_length,
-        seed=seed,
-    )
-    loaded = checkpoint.load_for_task(model, found.task, seed)
-    with checkpoints_of(output) as checkpoints:
-        distillation.finetune(
-            loaded.model,
-            loaded.tokenizer,
-            found.rows,
-            settings,
-            seed=seed,
-            checkpoints=checkpoints,
-            log_with=log_with,
-        )
-        checkpoint.save(loaded, output)
-    display.say(f"The teacher is in {output}")
-
-
-@main.command()
+@main.command(short_help="Teach a converted model what its teacher does.")
 @click.argument("student")
 @click.argument("output", type=FOLDER)
 @click.option("--teacher", required=True, metavar="MODEL", help="The dense model that the student came from.")
@@ -513,7 +457,7 @@ def checkpoints_of(output: Path) -> Iterator[Path]:
         forget(folder)
 
 
-@main.command()
+@main.command(short_help="Score a model, beside its teacher.")
 @click.argument("model")
 @click.option("--task", help=TASK_HELP)
 @click.option("--text", type=FILE, help="Judge by the teacher on the lines of a text file, without labels.")
@@ -575,14 +519,18 @@ def evaluate(
     evaluation.require_retention(scores.retention, min_retention, json_file)
 
 
-@main.command()
+@main.command(short_help="Time a model, beside dense and without FFNs.")
 @click.argument("model")
 @click.option(
-    "--against", metavar="DENSE", help="The dense original; an untrained one of its size serves too."
+    "--against", metavar="DENSE", help="The dense original. Without it, an untrained model of its size."
 )
 @option_size
 @click.option("--full", is_flag=True, help="Time the whole grid of sizes, which takes half an hour or more.")
-@click.option("--seconds", type=Finite(min=0), help="Time for each size; more of it makes medians steadier.")
+@click.option(
+    "--seconds",
+    type=Finite(min=0),
+    help="Time for each size, preparation apart; more of it makes medians steadier.",
+)
 @option_json
 def benchmark(
     model: str,
@@ -619,44 +567,74 @@ def benchmark(
     show_latency(measured)
 
 
-@main.command()
+@main.command(short_help="Store a converted model in int8, for CPUs.")
 @click.argument("model")
+@click.argument("output", type=FOLDER)
 @option_json
-def info(model: str, json_file: Path | None) -> None:
-    """Show the trees of MODEL: shape, sizes, and how evenly their leaves are used.
+def quantize(model: str, output: Path, json_file: Path | None) -> None:
+    """Store the projections of a converted MODEL in int8 and its trees in bfloat16, for inference on a CPU.
+
+    It then times both at two sizes, for about a minute. The last step: an int8 model cannot be trained. What
+    it loses on a task is what evaluate says of it with MODEL for a teacher.
 
     \b
-    fffconvert info student
+    fffconvert quantize distilled distilled-int8
+    fffconvert evaluate distilled-int8 --task sst2 --teacher distilled
     """
     quiet_libraries()
-    from fffconvert import inspection
+    from fffconvert import checkpoint, folders
+    from fffconvert.inspection import fits_of
 
-    found = inspection.info(model).to_dict()
-    write_json(json_file, found)
-    rows = {key: value for key, value in found.items() if key not in ("layers", "tree")}
-    rows["share"] = f"{100 * found['active_neurons'] / found['dense_neurons']:.2f}%"
-    display.table(model, ["", ""], [*rows.items(), *(found["tree"] or {}).items()])
-    if found["layers"]:
-        show_layers(found["layers"])
-
-
-@main.command()
-@option_json
-def env(json_file: Path | None) -> None:
-    """Show versions, the processor, and which kernels are available or why not.
-
-    \b
-    fffconvert env --json env.json
-    """
-    quiet_libraries()
-    from fffconvert import inspection
-
-    found = inspection.env()
-    write_json(json_file, found)
-    display.table("Environment", ["", ""], found.items())
+    folders.refuse_existing(output)
+    layers = fits_of(model)  # read before the work, should it be no JSON
+    made, gain = quantized(checkpoint.load(model))
+    checkpoint.save(made, output, report={"layers": layers, "int8": gain})
+    write_json(json_file, gain)
+    show_int8(gain)
+    display.say(f"The int8 model is in {output}")
 
 
-@main.command()
+def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
+    """A converted model in int8, and what that loses and gains."""
+    from fffconvert import latency, quantization
+    from fffconvert.python_docs import standard_library_sentences
+
+    loaded.model.float()
+    made = replace(loaded, model=quantization.quantize(loaded.model))
+    error = quantization.rounding_error(
+        loaded.model, made.model, loaded.tokenizer, standard_library_sentences()
+    )
+    measured = latency.benchmark(loaded.model, sizes=((1, 128), (8, 128)), layer_tokens=(), others=False)
+    return made, {"error": error, "latency": measured.to_dict()}
+
+
+def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
+    """What `--calibration` or `--data` names; nothing where neither is given."""
+    from fffconvert.sources import asked_for
+    from fffconvert.tasks import TASKS
+
+    if calibration is None and data is None:
+        return None
+    task = calibration if calibration in TASKS else None
+    if calibration is not None and task is None and not Path(calibration).is_file():
+        raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
+    if calibration is not None and data is not None:
+        raise UserError("--calibration and --data are both given; expected one of them")
+    return asked_for(task, None if task else calibration, data)
+
+
+def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
+    """The texts that were asked for, or what serves without."""
+    from fffconvert.data import read_texts
+    from fffconvert.python_docs import standard_library_sentences
+
+    if asked is not None:
+        return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
+    display.say("Calibrating on Python's own documentation; --calibration with text like yours works better")
+    return (loaded.prompt + sentence for sentence in standard_library_sentences())
+
+
+@main.command(short_help="Write a graph for ONNX Runtime.")
 @click.argument("model")
 @click.argument("output", type=FOLDER)
 @click.option(
@@ -691,7 +669,7 @@ def export(model: str, output: Path, file_format: str) -> None:
     display.say(f"The graph is {output / f'model.{file_format}'}")
 
 
-@main.command()
+@main.command(short_help="Upload a converted model to the Hub.")
 @click.argument("folder", type=FOLDER)
 @click.argument("repo_id")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
@@ -710,3 +688,36 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> None:
     display.table(f"{'Would send' if dry_run else 'Sent'} to {repo_id}", ["file", "size"], rows)
     if pushed.url:
         display.say(pushed.url)
+
+
+@main.command(short_help="Show a model's trees.")
+@click.argument("model")
+@option_json
+def info(model: str, json_file: Path | None) -> None:
+    """Show the trees of MODEL: shape, sizes, and how evenly their leaves are used.
+
+    \b
+    fffconvert info student
+    """
+    quiet_libraries()
+    from fffconvert import inspection
+
+    found = inspection.info(model).to_dict()
+    write_json(json_file, found)
+    show_info(found)
+
+
+@main.command(short_help="Show versions, processor and kernels.")
+@option_json
+def env(json_file: Path | None) -> None:
+    """Show versions, the processor, and which kernels are available or why not.
+
+    \b
+    fffconvert env --json env.json
+    """
+    quiet_libraries()
+    from fffconvert import inspection
+
+    found = inspection.env()
+    write_json(json_file, found)
+    display.table("Environment", ["", ""], found.items())

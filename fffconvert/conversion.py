@@ -119,10 +119,11 @@ def check_tree(tree: TreeShape, init: Init, n_tokens: int) -> None:
     if init not in get_args(Init):
         raise UserError(f"init is {init!r}; expected one of {', '.join(get_args(Init))}")
     if init != "random" and tree.n_leaves > n_tokens:
+        deepest = max(1, n_tokens // FEWEST_TOKENS).bit_length() - 1
+        instead = f"a depth of at most {deepest}, or " if deepest else ""
         raise UserError(
             f"a tree of depth {tree.depth} has {tree.n_leaves:,} leaves and there are {n_tokens:,} tokens to "
-            f"calibrate on; expected a depth of at most {max(1, n_tokens // FEWEST_TOKENS).bit_length() - 1}, "
-            "or more calibration tokens"
+            f"calibrate on; expected {instead}more calibration tokens"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from fffconvert.errors import UserError
 from fffconvert.families import count_ffns, family_behind
 from fffconvert.modeling import dense_neurons, is_converted, is_int8, shape_of
 from fffconvert.tree import TreeShape
+
+OPTIONAL = ("onnxruntime", "sentence-transformers", "triton")
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,20 @@ def fits_of(name: str) -> list[dict[str, Any]]:
     return list(layers)
 
 
+def version_of(package: str) -> str:
+    """The version of a package that need not be there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def env() -> dict[str, str]:
     """Versions, processor, and for each kernel whether it is available or why not."""
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     found = {
         **versions(),
+        **{package: version_of(package) for package in OPTIONAL},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",

@@ -176,19 +176,22 @@ def tree_options(command: Command) -> Command:
     shape = DEFAULT_TREE
     options = (
         click.option(
-            "--depth", default=shape.depth, show_default=True, help="Levels of routers; 2^depth leaves."
+            "--depth",
+            default=shape.depth,
+            show_default=True,
+            help="Levels of routers; 2^depth leaves. 0 is a dense FFN.",
         ),
         click.option("--leaf-width", default=shape.leaf_width, show_default=True, help="Neurons in a leaf."),
         click.option(
             "--trunk", default=shape.trunk, show_default=True, help="Neurons that every token uses."
         ),
-        click.option("--trees", default=shape.trees, show_default=True, help="Parallel trees."),
+        click.option("--trees", default=shape.trees, show_default=True, help="Parallel trees, summed."),
         click.option("--emitting", is_flag=True, help="Routers are neurons too, as in UltraFastBERT."),
         click.option(
             "--linear/--nonlinear",
             default=None,
-            help="Neurons without activation, or with the dense model's. Default: without in the narrow leaves of "
-            "a tree.",
+            help="Neurons without activation, or with the dense model's. Default: without, in a tree's leaves "
+            "of at most d_model/8 neurons.",
         ),
     )
     return decorated(with_tree, options)

@@ -1,7 +1,8 @@
 """A linear layer in float32 on a CPU by oneDNN, PyTorch's other library for matrix products.
 
 PyTorch gives these products to MKL, which does not use the AVX-512 of AMD's processors: oneDNN is then up to
-twice as fast, elsewhere about as fast, and for short texts of a small model slower. It computes the same up to rounding.
+twice as fast, elsewhere about as fast, and for short texts of a small model slower. It computes the same up to
+rounding.
 """
 
 from __future__ import annotations

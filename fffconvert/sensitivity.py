@@ -58,7 +58,7 @@ def sensitivities(
         onednn_on(model.device),
         differentiable(places) as outputs,
     ):
-        for batch in track(few, "Differentiating"):
+        for batch in track(few, "Measuring sensitivities"):
             given = asked(**on(model.device, batch), return_dict=True)
             projected = projection(given, batch["attention_mask"], generator)
             flat = [output for of_place in outputs for output in of_place]

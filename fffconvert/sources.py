@@ -53,7 +53,7 @@ def asked_for(task: str | None, text: str | Path | None, data: DataSource | None
     given = [name for name, value in (("task", task), ("text", text), ("data", data)) if value is not None]
     if len(given) != 1:
         found = f"{' and '.join(given)} are named" if given else "nothing to read is named"
-        raise UserError(f"{found}; expected either a task, a text file, or data of your own")
+        raise UserError(f"{found}; expected either `task` (of GLUE), `text` (a file), or `data` (your own)")
     if data is not None:
         return data
     if task is not None:

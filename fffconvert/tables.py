@@ -16,7 +16,7 @@ def show_estimate(model: str, found: dict[str, Any]) -> None:
         ["", ""],
         [
             ("layers to convert", found["n_layers"]),
-            ("active neurons", active(found["active_neurons"], found["dense_neurons"])),
+            ("active per token", active(found["active_neurons"], found["dense_neurons"])),
             ("parameters", arrow(f"{found['parameters_before']:,}", f"{found['parameters_after']:,}")),
             ("model.safetensors", arrow(*sizes)),
             ("memory, without activations", f"{found['memory_bytes'] / 1e9:.2f} GB"),
@@ -39,13 +39,33 @@ def rounded(value: float, digits: int) -> str:
 
 def active(neurons: float, dense: int) -> str:
     """Active neurons beside those of a dense FFN."""
-    return f"{neurons:g} of {dense} ({percent(neurons / dense)})"
+    return f"{neurons:g} of {dense} neurons ({percent(neurons / dense)})"
+
+
+def show_info(found: dict[str, Any]) -> None:
+    """What a model's folder says of its FFNs."""
+    tree = found["tree"] or {}
+    stored = f"{found['ffn_parameters']:,}" + (f" (dense: {found['dense_ffn_parameters']:,})" if tree else "")
+    rows = [
+        ("model type", found["model_type"]),
+        ("layers", found["n_layers"]),
+        ("FFNs stored", found["n_ffns"]),
+        ("d_model", found["d_model"]),
+        ("active per token", active(found["active_neurons"], found["dense_neurons"])),
+        ("gates (GLU)", "yes" if found["gated"] else "no"),
+        ("numbers in an FFN", stored),
+        ("int8 projections", "yes" if found["int8"] else "no"),
+        *((f"tree: {key}", value) for key, value in tree.items()),
+    ]
+    display.table(found["name"], ["", ""], rows)
+    if found["layers"]:
+        show_layers(found["layers"])
 
 
 def show_layers(layers: list[dict[str, Any]]) -> None:
     """How well each layer was fitted."""
     display.table(
-        "Fit of each layer on held-out tokens, when the trees were grown (1 = the mean output)",
+        "Fit of each layer on held-out tokens, when the trees were grown (0 = exact, 1 = the mean output)",
         ["layer", "error", "smallest leaf", "largest leaf"],
         [(x["layer"], x["error"], percent(x["smallest_leaf"]), percent(x["largest_leaf"])) for x in layers],
     )
@@ -54,7 +74,7 @@ def show_layers(layers: list[dict[str, Any]]) -> None:
 def show_scores(name: str, scores: dict[str, Any]) -> None:
     """One model's scores."""
     rows = [
-        ("active neurons", active(scores["active_neurons"], scores["dense_neurons"])),
+        ("active per token", active(scores["active_neurons"], scores["dense_neurons"])),
         ("teacher's score", scores["teacher_score"]),
         ("retention", percent(scores["retention"])),
         ("agreement", percent(scores["agreement"])),

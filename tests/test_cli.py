@@ -208,7 +208,7 @@ def test_the_whole_way_step_by_step(dense: str, glue: Path, tmp_path: Path) -> N
     result = call("convert", teacher, student, *asked)
     assert result.exit_code == 0, result.stderr
     assert "Fit of each layer" in result.stdout
-    assert "every token uses 3 of 32 (9.4%) neurons in each layer" in " ".join(result.stderr.split())
+    assert "every token uses 3 of 32 neurons (9.4%) in each layer" in " ".join(result.stderr.split())
     layers = json.loads(file.read_text())["layers"]
     assert [set(layer) for layer in layers] == 2 * [{"layer", "error", "smallest_leaf", "largest_leaf"}]
 
@@ -228,7 +228,7 @@ def test_the_whole_way_step_by_step(dense: str, glue: Path, tmp_path: Path) -> N
     assert 0 <= scores["agreement"] <= 1
     assert (scores["model"], scores["teacher"]) == (str(distilled), str(teacher))
     assert (scores["rows"], scores["max_length"]) == ({"validation": 37}, 64)  # as the model reads no more
-    assert "3 of 32 (9.4%)" in table
+    assert "3 of 32 neurons (9.4%)" in table
 
     file = tmp_path / "latency.json"
     assert "FFNs removed" in succeed("benchmark", distilled, "--against", teacher, "--json", file)
@@ -237,7 +237,7 @@ def test_the_whole_way_step_by_step(dense: str, glue: Path, tmp_path: Path) -> N
     assert {"dense", "converted", "FFNs removed"} <= set(measured[-1]["medians"])
 
     file = tmp_path / "info.json"
-    assert "active_neurons" in succeed("info", distilled, "--json", file)
+    assert "3 of 32 neurons (9.4%)" in succeed("info", distilled, "--json", file)
     info = json.loads(file.read_text())
     assert (info["model_type"], info["tree"]["depth"], info["active_neurons"]) == ("fff-bert", 2, 3.0)
     assert info["layers"] == layers
@@ -324,7 +324,7 @@ def test_a_locale_without_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
             "expected a depth of at most 3, or more",
         ),
         ("convert a b --calibration sst3", "sst3 is neither a file nor a task"),
-        ("finetune a b", "nothing to read is named; expected either a task, "),
+        ("finetune a b", "nothing to read is named; expected either `task` "),
         ("finetune a b --task sst3", "task 'sst3' is unknown; expected one of cola"),
         ("distill a b --teacher c --task sst3", "task 'sst3' is unknown; expected one of cola"),
         ("evaluate a --task sst3", "task 'sst3' is unknown; expected one of cola"),
