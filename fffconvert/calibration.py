@@ -18,7 +18,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from fffconvert.batch import Batch
 from fffconvert.errors import UserError
-from fffconvert.families import family_of, ffn_inputs_of, ffn_outputs_of, read_ffns
+from fffconvert.families import family_of, ffn_inputs_of, ffn_outputs_of, read_ffns, uses_of_ffn
+from fffconvert.modeling import refuse_converted
 from fffconvert.reading import Reading, hear
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.sensitivity import sensitivities
@@ -64,11 +65,10 @@ class Calibration:
         places = ffn_outputs_of(self.model, family_of(self.model.config))
         return sensitivities(self.model, places, self.batches, self.seed)
 
-    @cached_property
+    @property
     def shares_ffns(self) -> bool:
-        """Whether the model uses an FFN more than once (ALBERT)."""
-        places = ffn_inputs_of(self.model, family_of(self.model.config))
-        return any(len(inputs) > 1 for inputs in hear(self.model, places, self.batches[:1], 1))
+        """Whether layers share an FFN (ALBERT)."""
+        return uses_of_ffn(self.model.config) > 1
 
     def ffns(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What every FFN is given and gives, first layer to last: twice `(n_tokens, d_model)` float32 on the CPU.
@@ -112,8 +112,10 @@ def calibrate(
         max_length: Tokens that a text is cut at.
 
     Raises:
-        UserError: For no text at all, what is no text, single texts among pairs, or an unknown family.
+        UserError: For no text at all, what is no text, single texts among pairs, an unknown family, or a converted
+            model.
     """
+    refuse_converted(model.config)
     batches = read_batches(model.config, tokenizer, texts, n_tokens, seed, max_length)
     return Calibration(batches, min(n_tokens, tokens_in(batches)), model, seed)
 

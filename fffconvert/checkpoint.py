@@ -23,7 +23,7 @@ from fffconvert import modeling
 from fffconvert.card import dense_card, model_card
 from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError, first_line
-from fffconvert.families import family_behind, family_of, longest_text
+from fffconvert.families import family_of, longest_text
 from fffconvert.folders import new_folder
 from fffconvert.heads import HEAD_OF, Kind, as_saved, kind_of, labels_of, names_labels, reordered
 from fffconvert.recipe import Recipe
@@ -32,7 +32,7 @@ from fffconvert.tasks import Task
 
 RECIPE, REPORT = "recipe.yaml", "report.json"  # how a model was made, and what was measured then
 FARTHEST = 2  # levels of folders that a mistyped name is looked for below the first that is there
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
 
 
@@ -144,6 +144,8 @@ def reorder_outputs(model: PreTrainedModel, before: tuple[str, ...], now: tuple[
 
 def load_config(name: str) -> PreTrainedConfig:
     """The configuration of a Hub id or a folder. Raises as `load` does."""
+    if Path(name).is_file():
+        raise UserError(f"{name!r} is a file; expected the folder of a saved model")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name!r} has no config.json; expected the folder of a saved model")
     try:
@@ -203,9 +205,15 @@ def head_class(name: str, config: PreTrainedConfig) -> Any:
 
 def load_weights(name: str, config: PreTrainedConfig, cls: Any, new_head: bool = False) -> PreTrainedModel:
     """The weights of `name` in a model of class `cls`; those of a new head are drawn. Raises as `load` does."""
+    # another kind of attention gives none, and could not be saved with a configuration that asks for them
+    attention = {"attn_implementation": "eager"} if config.output_attentions else {}
     try:
         model, info = cls.from_pretrained(
-            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            name,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **attention,
         )
     except (UnpicklingError, EOFError) as error:
         raise UserError(
@@ -234,7 +242,7 @@ def check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], new_h
         new_head: Whether weights outside the encoder and its embeddings may be new.
     """
     config = model.config
-    layers = family_behind(config).layers.partition(".*")[0]
+    layers = family_of(config).layers.partition(".*")[0]
 
     def in_encoder(key: str) -> bool:
         return f".{layers}." in f".{key}" or (".embeddings." in f".{key}" and "position_ids" not in key)
@@ -281,6 +289,8 @@ def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
             f"{name}: its tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; "
             "expected no more than the model has"
         )
+    if "attention_mask" not in tokenizer.model_input_names:  # without it padding counts as text
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(config))
     return tokenizer
 
@@ -316,7 +326,7 @@ def save(
     with new_folder(folder) as beside:
         try:
             loaded.model.save_pretrained(beside)
-        except SafetensorError as error:
+        except (SafetensorError, StrictDataclassError) as error:
             raise NotWritten(
                 f"{folder} could not be written ({first_line(error)}); nothing was left behind"
             ) from error

@@ -15,6 +15,7 @@ import click
 
 from fffconvert import __version__, display
 from fffconvert.errors import UserError
+from fffconvert.folders import write_whole
 from fffconvert.options import (
     FILE,
     FOLDER,
@@ -32,7 +33,7 @@ from fffconvert.options import (
     training_options,
     tree_options,
 )
-from fffconvert.recipe import CALIBRATION_TOKENS, FINETUNE, DataSource, Init, Training, load_recipe
+from fffconvert.recipe import CALIBRATION_TOKENS, DISTILL, FINETUNE, DataSource, Init, Training, load_recipe
 from fffconvert.tables import (
     active,
     show_comparison,
@@ -105,18 +106,20 @@ def fail(message: str, code: int = 1) -> NoReturn:
 def write_json(file: Path | None, value: Any) -> None:
     """Writes a result where `--json` asked for it; before it is shown, which a closed pipe may end."""
     if file is not None and display.is_main_process():
-        file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(value, indent=2) + "\n")
 
 
 def quiet_libraries() -> None:
     """Keeps the progress bars and loading reports of `transformers` and `datasets` off the screen."""
     import datasets
+    import huggingface_hub
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come as exceptions too
+    huggingface_hub.logging.set_verbosity_error()
 
 
 @click.group(
@@ -304,7 +307,6 @@ def finetune(
 def convert(
     model: str,
     output: Path,
-    tree: TreeShape,
     init: Any,
     calibration: str | None,
     data: DataSource | None,
@@ -315,6 +317,7 @@ def convert(
     int8: bool,
     dry_run: bool,
     json_file: Path | None,
+    **shape: Any,
 ) -> None:
     """Replace every FFN of MODEL by a tree, grown and fitted on what the FFN does to text: no training.
 
@@ -329,6 +332,7 @@ def convert(
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
+    tree = TreeShape(**shape)
     conversion.check_tree(tree, init, calibration_tokens)  # before a model is read
     folders.refuse_existing(output)
     asked = calibration_data(calibration, data)
@@ -380,7 +384,7 @@ def convert(
 @data_options
 @option_data_dir
 @option_max_length
-@training_options(Training())
+@training_options(DISTILL)
 @option_seed
 @option_log_with
 def distill(

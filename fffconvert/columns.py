@@ -199,10 +199,11 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
             raise UserError(
                 f"column {label!r} has {len(found)} label{'s' * (len(found) != 1)}; expected two or more"
             )
-        times = Counter(name.lower() for name in found)
-        if alike := sorted(name for name in found if times[name.lower()] > 1):
+        times = Counter(name.strip().lower() for name in found)
+        if alike := sorted(repr(name) for name in found if times[name.strip().lower()] > 1):
             raise UserError(
-                f"column {label!r} has labels that differ in their case alone: {_some(alike)}; expected one spelling"
+                f"column {label!r} has labels that differ in case or spaces alone: {_some(alike)}; "
+                "expected one spelling"
             )
         return found
     names = labels_of(config)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.columns import task_of
-from fffconvert.encoding import prompted, texts_in, texts_of, tokenized
+from fffconvert.encoding import texts_in, texts_of, tokenized
 from fffconvert.errors import UserError
 from fffconvert.heads import as_saved, check_judgeable, kind_of
 from fffconvert.recipe import MAX_LENGTH, DataSource
@@ -93,19 +93,14 @@ def read_data(
     elif train_rows is not None:
         train = shuffled(train, seed)
     train = train.select(range(min(train_rows or len(train), len(train))))
-    if validations:
-        task = replace(task, validations=tuple(validations))
+    task = replace(task, validations=tuple(validations) or task.validations, prompt=prompt)
     check_columns(task, validations)
-    train, *judged = (prompted(task, rows, prompt) for rows in (train, *validations.values()))
     limit = readable_length(tokenizer, config, max_length)
     return Data(
         task,
         texts_of(task, train),
         tokenized(task, train, tokenizer, limit, seed),
-        {
-            n: tokenized(task, rows, tokenizer, limit, seed)
-            for n, rows in zip(validations, judged, strict=True)
-        },
+        {split: tokenized(task, rows, tokenizer, limit, seed) for split, rows in validations.items()},
     )
 
 
@@ -158,12 +153,11 @@ def read_validations(
     if not splits and isinstance(asked, DataSource) and len(found := load_source(asked)) > 1:
         raise several_splits(asked, found)
     splits = splits or {name_of(asked): train_split(asked, data_dir)}
-    task = replace(task_of(asked, next(iter(splits.values())), config), validations=tuple(splits))
+    task = task_of(asked, next(iter(splits.values())), config)
+    task = replace(task, validations=tuple(splits), prompt=prompt)
     check_columns(task, splits)
     limit = readable_length(tokenizer, config, max_length)
-    return task, {
-        name: tokenized(task, prompted(task, rows, prompt), tokenizer, limit) for name, rows in splits.items()
-    }
+    return task, {name: tokenized(task, rows, tokenizer, limit) for name, rows in splits.items()}
 
 
 def check_columns(task: Task, splits: dict[str, Dataset]) -> None:
@@ -184,5 +178,4 @@ def read_texts(
         prompt = prompt if kind_of(config) == "embedding" else ""
         return (prompt + line for line in read_lines(asked))
     rows = train_split(asked, data_dir)
-    task = task_of(asked, rows, config, labelled=False)
-    return texts_of(task, prompted(task, rows, prompt))
+    return texts_of(replace(task_of(asked, rows, config, labelled=False), prompt=prompt), rows)

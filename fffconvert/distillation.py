@@ -19,7 +19,7 @@ from fffconvert.fff import FFF
 from fffconvert.heads import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.modeling import is_int8, refuse_converted, refuse_dense
 from fffconvert.modes import evaluating, moved
-from fffconvert.recipe import FINETUNE, Training
+from fffconvert.recipe import DISTILL, FINETUNE, Training
 from fffconvert.sentence import embeddings
 from fffconvert.training import train
 
@@ -77,7 +77,7 @@ def distill(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
-    settings: Training | None = None,
+    settings: Training = DISTILL,
     *,
     seed: int = 0,
     checkpoints: Path | str | None = None,
@@ -113,14 +113,7 @@ def distill(
         with torch.no_grad():
             target = teacher(**inputs, output_hidden_states=True, return_dict=True)
         output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
-        value, figures = distillation_loss(output, target, inputs["attention_mask"], exclusive)
-        if pooling is None:
-            return value, figures
-        ours, theirs = (
-            embeddings(o["last_hidden_state"], inputs["attention_mask"], pooling) for o in (output, target)
-        )
-        figures["embedding"] = embedding_error(ours, theirs)
-        return value + EMBEDDING_WEIGHT * figures["embedding"], figures
+        return distillation_loss(output, target, inputs["attention_mask"], exclusive, pooling)
 
     with evaluating(teacher), moved(teacher, process_state().device):
         train(
@@ -128,7 +121,7 @@ def distill(
             rows,
             tokenizer,
             loss,
-            settings or Training(),
+            settings,
             description="Distilling",
             seed=seed,
             dropout=False,
@@ -176,9 +169,13 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
 
 def distillation_loss(
-    student: ModelOutput, teacher: ModelOutput, attention_mask: Tensor, exclusive: bool = True
+    student: ModelOutput,
+    teacher: ModelOutput,
+    attention_mask: Tensor,
+    exclusive: bool = True,
+    pooling: nn.Module | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits' error, plus relative squared error of every layer's hidden states.
+    """The logits' error, plus relative squared error of every layer's hidden states, and of sentence embeddings.
 
     All errors are means over the rows; for that of hidden states see `hidden_errors`, for the logits' `logit_error`.
 
@@ -187,6 +184,7 @@ def distillation_loss(
         teacher: The same.
         attention_mask: `(n_rows, n_tokens)`, 1 for real tokens.
         exclusive: Whether several logits are those of classes of which one is right.
+        pooling: Makes sentence embeddings of the last hidden states; without it there are none to compare.
 
     Returns:
         The loss, and its parts by name.
@@ -196,7 +194,14 @@ def distillation_loss(
     for name, ours in student.items():
         if name.endswith("logits"):
             figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS, exclusive)
-    return torch.stack(list(figures.values())).sum(), figures
+    total = torch.stack(list(figures.values())).sum()
+    if pooling is not None:
+        ours, theirs = (
+            embeddings(o["last_hidden_state"], attention_mask, pooling) for o in (student, teacher)
+        )
+        figures["embedding"] = embedding_error(ours, theirs)
+        total = total + EMBEDDING_WEIGHT * figures["embedding"]
+    return total, figures
 
 
 def hidden_errors(student: ModelOutput, teacher: ModelOutput, real: Tensor) -> Tensor:

@@ -55,21 +55,11 @@ def texts_in(task: Task, rows: Dataset, column: str) -> list[str]:
     return [_joined(task, value) for value in values]
 
 
-def prompted(task: Task, rows: Dataset, prompt: str) -> Dataset:
-    """A split with a sentence encoder's prompt before every text; for any other head as it is."""
-    if not prompt or task.kind not in ALONE:
-        return rows
-    for name in task.columns:
-        texts_in(task, rows, name)  # a row without text has no place here
-    return rows.map(
-        lambda row: {name: prompt + _joined(task, row[name]) for name in task.columns},
-        load_from_cache_file=False,
-    )
-
-
 def _joined(task: Task, value: str | list[str]) -> str:
-    """A text as it is, words with one space between."""
-    return " ".join(_split(value)) if isinstance(value, list) or task.kind == "tokens" else value
+    """A text as it is, after its prompt if it is read alone; words with one space between."""
+    if isinstance(value, list) or task.kind == "tokens":
+        return " ".join(_split(value))
+    return task.prompt + value if task.kind in ALONE else value
 
 
 def tokenized(
@@ -99,13 +89,12 @@ def tokenized(
             "labels; expected right: set its padding_side and save it"
         )
     if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
-        kind: Kind = "regression" if task.kind == "similarity" else "embedding"
-        sides = [replace(task, kind=kind, columns=(column,)) for column in task.columns]
+        sides = [replace(task, columns=(column,)) for column in task.columns]
         return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
 
     for name in task.columns:
         texts_in(task, rows, name)  # a row without text has no place in a batch
-    if task.label is not None and task.kind in ("classification", "regression"):
+    if task.label is not None and (task.kind == "classification" or task.is_regression):
         given = list(rows[task.label])
         if None in given:
             raise UserError(
@@ -194,7 +183,7 @@ def in_parts(rows: Dataset, encode: Callable[[Columns, np.random.Generator], Col
 
 def say_what_was_cut(task: Task, answers: Sequence[Any], ends: Sequence[int], max_length: int) -> None:
     """One line about the answers that were cut off."""
-    n_answers = sum(bool(answer["text"]) for answer in answers)
+    n_answers = sum(any(answer["text"]) for answer in answers)
     if n_cut := n_answers - sum(end > 0 for end in ends):
         say(
             f"{task.name}: {n_cut} of {n_answers} answers end past token {max_length} and count as no answer; "

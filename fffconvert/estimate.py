@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fffconvert.dense import DenseFFN
-from fffconvert.families import family_of, longest_text, random_ids, read_ffns
+from fffconvert.families import family_of, longest_text, random_ids, read_ffns, uses_of_ffn
 from fffconvert.fit import fit_layer
 from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
 from fffconvert.projection import WithOneDNN
@@ -109,10 +109,9 @@ def estimate(
     held = (before + after) * 4
     if itemsize < 4 and not trained:
         held += (before + after) * itemsize  # the original, and what it is converted to
-    # layers may share an FFN, which is fitted on all its uses
-    n_uses = max(len(ffns), config.num_hidden_layers * getattr(config, "inner_group_num", 1))
-    inputs = n_uses // len(ffns) * workload.calibration_tokens * ffns[0].d_model * 4  # of one FFN
-    shared = len(ffns) * inputs if n_uses > len(ffns) else 0
+    n_uses = uses_of_ffn(config)  # it is fitted on all of them
+    inputs = n_uses * workload.calibration_tokens * ffns[0].d_model * 4  # of one FFN
+    shared = len(ffns) * inputs if n_uses > 1 else 0
     learning = 3 * after * 4 if trained else 0
     return Estimate(
         n_layers=len(ffns),
@@ -124,7 +123,9 @@ def estimate(
         bytes_before=before * itemsize,
         bytes_after=after * (4 if trained else itemsize),
         memory_bytes=held + shared + max(FITTING * inputs, learning),
-        seconds=times(dense, student, ffns[0], [(tree, init), *workload.controls], workload, n_uses),
+        seconds=times(
+            dense, student, ffns[0], [(tree, init), *workload.controls], workload, n_uses * len(ffns)
+        ),
     )
 
 

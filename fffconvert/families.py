@@ -147,12 +147,13 @@ FAMILIES = {
 }
 
 
-def family_named(model_type: str) -> Family:
-    """The family of a dense model type.
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a dense or converted model.
 
     Raises:
         UserError: For a model type without a row in `FAMILIES`.
     """
+    model_type = config.model_type.removeprefix(PREFIX)
     if model_type not in FAMILIES:
         raise UserError(
             f"model type {model_type!r} is not supported; expected one of {', '.join(FAMILIES)}. "
@@ -161,19 +162,9 @@ def family_named(model_type: str) -> Family:
     return FAMILIES[model_type]
 
 
-def family_of(config: PreTrainedConfig) -> Family:
-    """The family of a dense model's configuration. Raises as `family_named` does."""
-    return family_named(config.model_type)
-
-
-def family_behind(config: PreTrainedConfig) -> Family:
-    """The family of a dense or converted model's configuration. Raises as `family_named` does."""
-    return family_named(config.model_type.removeprefix(PREFIX))
-
-
 def longest_text(config: PreTrainedConfig) -> int:
-    """Tokens that a dense or converted model can read at once. Raises as `family_named` does."""
-    family = family_behind(config)
+    """Tokens that a dense or converted model can read at once. Raises as `family_of` does."""
+    family = family_of(config)
     unused = config.pad_token_id + 1 if family.offset_positions else 0
     return int(config.max_position_embeddings - unused)
 
@@ -234,6 +225,11 @@ def ffn_outputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
 def count_ffns(config: PreTrainedConfig, family: Family) -> int:
     """FFNs that a model stores: fewer than it has layers where layers share them."""
     return prod(getattr(config, name) for name in family.n_ffns)
+
+
+def uses_of_ffn(config: PreTrainedConfig) -> int:
+    """How often a model uses each FFN that it stores: more than once where layers share it (ALBERT)."""
+    return int(config.num_hidden_layers // getattr(config, family_of(config).n_ffns[0]))
 
 
 def read_ffns(model: PreTrainedModel, family: Family) -> list[DenseFFN]:

@@ -100,5 +100,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 def write_whole(file: Path, text: str) -> None:
     """Writes a file beside its name first: whoever is killed leaves the old one or the new one."""
     beside = file.with_name(f"{file.name}.writing")
-    beside.write_text(text, encoding="utf-8")
+    try:
+        beside.write_text(text, encoding="utf-8")
+    except OSError:  # a full disk
+        beside.unlink(missing_ok=True)
+        raise
     beside.replace(file)

@@ -42,12 +42,10 @@ class Push:
     """What goes to the Hub, or went there.
 
     Attributes:
-        repo_id: The repository.
         files: Each file's name and size in bytes.
         url: The commit's address; none for a dry run.
     """
 
-    repo_id: str
     files: dict[str, int]
     url: str | None
 
@@ -90,7 +88,7 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
     if "README.md" not in files:
         say(f"{folder} has no README.md, so there will be no model card; fffconvert.save writes one")
     if dry_run:
-        return Push(repo_id, files, None)
+        return Push(files, None)
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -104,7 +102,7 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
             f"{repo_id} could not be pushed ({first_line(error)}); is the Hub reachable, and are you logged in "
             "(hf auth login)?"
         ) from error
-    return Push(repo_id, files, str(commit))
+    return Push(files, str(commit))
 
 
 def content_of(file: Path, repo_id: str) -> Path | bytes:

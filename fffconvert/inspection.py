@@ -14,7 +14,7 @@ from fffconvert import kernels
 from fffconvert.checkpoint import REPORT, load_config, read_report, versions
 from fffconvert.conversion import LayerFit
 from fffconvert.errors import UserError
-from fffconvert.families import count_ffns, family_behind
+from fffconvert.families import count_ffns, family_of
 from fffconvert.modeling import dense_neurons, is_converted, is_int8, shape_of
 from fffconvert.tree import TreeShape
 
@@ -68,7 +68,7 @@ def info(name: str) -> Info:
     """
     config = load_config(name)
     converted = is_converted(config)
-    family = family_behind(config)
+    family = family_of(config)
     d_model, n_neurons = int(getattr(config, family.d_model)), dense_neurons(config)
     dense = family.shape(TreeShape(depth=0, leaf_width=n_neurons))
     tree = shape_of(config) if converted else None

@@ -22,7 +22,7 @@ LISTS = (List, LargeList)
 
 def coder(task: Task, rows: Dataset) -> Callable[[Any], Any]:
     """What turns a label as it stands in a column into what the model's loss takes."""
-    if task.kind == "regression":
+    if task.is_regression:
         return partial(number_in, task)
     one = class_coder(task, rows)
     return several_coder(task, rows, one) if task.kind == "multi-label" else one

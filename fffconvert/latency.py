@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -26,7 +26,7 @@ from fffconvert.display import say, track
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import (
     Family,
-    family_behind,
+    family_of,
     ffn_inputs_of,
     layers_of,
     longest_text,
@@ -127,44 +127,78 @@ def benchmark(
         UserError: For a model that is not converted, or an original of another family or size.
     """
     refuse_dense(model.config)
-    family = family_behind(model.config)
+    family = family_of(model.config)
     dense = dense or untrained_twin(model)
     check_original(model, dense)
     models = models_beside(model, dense, family)
-    longest = longest_text(model.config)
-    cut = dict.fromkeys((batch, min(length, longest)) for batch, length in sizes)
-    if set(sizes) - set(cut):
-        say(f"Texts are timed at {longest} tokens where more were asked for: the model reads no more")
-    what: list[int | tuple[int, int]] = [*layer_tokens, *cut]
-    settings = [(threads, size) for threads in sorted({1, torch.get_num_threads()}) for size in what]
+    sizes = readable(sizes, longest_text(model.config))
     absent: dict[str, str] = {}
-    in_onnx: list[str] = []
-    rows = []
+    graphs: list[str] = []
     with ExitStack() as stack:
         for each in models.values():
             stack.enter_context(evaluating(each))
-        folder = stack.enter_context(TemporaryDirectory())
+        folder = Path(stack.enter_context(TemporaryDirectory()))
         if others and sizes:
-            in_onnx, absent = onnx_runtime.prepare(
-                models["dense"], model, random_ids(model, 2, 16), Path(folder)
-            )
+            graphs, absent = onnx_runtime.prepare(models["dense"], model, random_ids(model, 2, 16), folder)
         stack.enter_context(torch.inference_mode())
-        layers = layers_beside(models, family)
-        n_tokens = max((*layer_tokens, FEWEST_INPUTS))
-        layer_inputs = inputs_of_layers(model, family, n_tokens) if layer_tokens else []
-        whole = {name: [each] for name, each in models.items()}
-        for threads, size in track(settings, "Measuring latency"):
-            with using_threads(threads):
-                if isinstance(size, int):
-                    also = ("dense",) if others else ()
-                    runs = runs_of(layers, in_pieces(layer_inputs, size), also, absent)
-                    rows.append(time_row("layer", f"{size}", threads, runs, seconds_per_row))
-                    continue
-                ids = random_ids(model, *size)
-                runs = runs_of(whole, [[ids]], COMPILED if others else (), absent)
-                runs |= {name: onnx_runtime.runner(Path(folder), name, ids, threads) for name in in_onnx}
-                rows.append(time_row("model", f"{size[0]} x {size[1]}", threads, runs, seconds_per_row))
+        rows = time_layers(models, family, layer_tokens, others, seconds_per_row, absent)
+        rows += time_models(models, graphs, folder, sizes, others, seconds_per_row, absent)
     return Latency(machine_name(), rows, absent)
+
+
+def readable(sizes: Sequence[tuple[int, int]], longest: int) -> list[tuple[int, int]]:
+    """Batches and lengths, each once, with lengths that a model can read; says so where they were longer."""
+    cut = dict.fromkeys((batch, min(length, longest)) for batch, length in sizes)
+    if set(sizes) - set(cut):
+        say(f"Texts are timed at {longest} tokens where more were asked for: the model reads no more")
+    return list(cut)
+
+
+def thread_counts() -> list[int]:
+    """One thread, and all of PyTorch's."""
+    return sorted({1, torch.get_num_threads()})
+
+
+def time_layers(
+    models: Mapping[str, PreTrainedModel],
+    family: Family,
+    numbers_of_tokens: Sequence[int],
+    others: bool,
+    seconds: float,
+    absent: dict[str, str],
+) -> list[Timing]:
+    """A row for each number of threads and of tokens: the models' FFNs, each on what it gets in its model."""
+    if not numbers_of_tokens:
+        return []
+    layers = layers_beside(models, family)
+    inputs = inputs_of_layers(models["converted"], family, max(*numbers_of_tokens, FEWEST_INPUTS))
+    rows = []
+    for threads, n_tokens in track([*product(thread_counts(), numbers_of_tokens)], "Timing layers"):
+        with using_threads(threads):
+            runs = runs_of(layers, in_pieces(inputs, n_tokens), ("dense",) if others else (), absent)
+            rows.append(time_row("layer", f"{n_tokens}", threads, runs, seconds))
+    return rows
+
+
+def time_models(
+    models: Mapping[str, PreTrainedModel],
+    graphs: Sequence[str],
+    folder: Path,
+    sizes: Sequence[tuple[int, int]],
+    others: bool,
+    seconds: float,
+    absent: dict[str, str],
+) -> list[Timing]:
+    """A row for each number of threads and size: the whole models, and the `graphs` of them in `folder`."""
+    whole = {name: [each] for name, each in models.items()}
+    rows = []
+    for threads, (batch, length) in track([*product(thread_counts(), sizes)], "Timing models"):
+        with using_threads(threads):
+            ids = random_ids(models["converted"], batch, length)
+            runs = runs_of(whole, [[ids]], COMPILED if others else (), absent)
+            runs |= {name: onnx_runtime.runner(folder, name, ids, threads) for name in graphs}
+            rows.append(time_row("model", f"{batch} x {length}", threads, runs, seconds))
+    return rows
 
 
 # ---- What is compared
@@ -217,7 +251,7 @@ def by_onednn(dense: PreTrainedModel, family: Family) -> PreTrainedModel:
 
 def without_ffns(model: PreTrainedModel) -> PreTrainedModel:
     """The limit: an untrained model of the same size where an FFN gives back its input."""
-    family = family_behind(model.config)
+    family = family_of(model.config)
     twin = untrained_twin(model, REMOVED)
     for layer in layers_of(twin, family):
         layer.set_submodule(family.place, nn.Identity())
@@ -226,7 +260,7 @@ def without_ffns(model: PreTrainedModel) -> PreTrainedModel:
 
 def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
     """Raises a `UserError` for a dense model that cannot be the converted one's original."""
-    family = family_behind(model.config)
+    family = family_of(model.config)
     if dense.config.model_type != family.model_type:
         raise UserError(
             f"the dense model is of type {dense.config.model_type!r}; expected {family.model_type!r}"

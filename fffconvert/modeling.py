@@ -27,7 +27,6 @@ from fffconvert.families import (
     FAMILIES,
     PREFIX,
     Family,
-    family_behind,
     family_of,
     ffn_inputs_of,
     replace_ffns,
@@ -81,14 +80,14 @@ def shape_of(config: PreTrainedConfig) -> TreeShape:
         UserError: For a configuration without one, or with one that no tree can have.
     """
     try:
-        return family_behind(config).shape(TreeShape(**config.fff))
+        return family_of(config).shape(TreeShape(**config.fff))
     except (AttributeError, TypeError, UserError) as error:
         raise UserError(f"config.json: `fff` does not hold the shape of a tree ({error})") from error
 
 
 def dense_neurons(config: PreTrainedConfig) -> int:
     """Neurons of one dense FFN of the original model."""
-    return int(getattr(config, family_behind(config).n_neurons))
+    return int(getattr(config, family_of(config).n_neurons))
 
 
 class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -96,12 +95,12 @@ class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: i
 
     def __post_init__(self, **kwargs: Any) -> None:
         """As ever; before a model can be made or loaded, the Auto classes know its heads."""
-        register_heads(family_behind(self))
+        register_heads(family_of(self))
         super().__post_init__(**kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As ever; models save their configuration here. The code for `trust_remote_code` goes beside it."""
-        self.auto_map = auto_map(family_behind(self))
+        self.auto_map = auto_map(family_of(self))
         super().save_pretrained(save_directory, *args, **kwargs)
         (Path(save_directory) / f"{CODE}.py").write_text(flat_source(), encoding="utf-8")
 
@@ -136,7 +135,7 @@ class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[m
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        install(self, family_behind(config))
+        install(self, family_of(config))
 
     @guard_torch_init_functions()  # what was loaded is left alone
     def initialize_weights(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 from fffconvert.errors import UserError
 from fffconvert.recipe import LARGEST_SEED, MAX_LENGTH, DataSource, Training
-from fffconvert.tree import DEFAULT_TREE, TreeShape
+from fffconvert.tree import DEFAULT_TREE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -81,6 +82,8 @@ def option_json(command: Command) -> Command:
     def check(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
         if file is not None and not file.parent.is_dir():
             raise UserError(f"--json {file}: there is no folder {file.parent}")
+        if file is not None and not os.access(file.parent, os.W_OK):
+            raise UserError(f"--json {file}: nothing can be written to {file.parent}; name another folder")
         return file
 
     text = "Also write the result as JSON."
@@ -158,21 +161,7 @@ def data_options(command: Command) -> Command:
 
 
 def tree_options(command: Command) -> Command:
-    """Adds what says how a tree is shaped; the command gets one `TreeShape`, as `tree`."""
-
-    @functools.wraps(command)
-    def with_tree(
-        *args: Any,
-        depth: int,
-        leaf_width: int,
-        trunk: int,
-        trees: int,
-        emitting: bool,
-        linear: bool | None,
-        **rest: Any,
-    ) -> Any:
-        return command(*args, tree=TreeShape(depth, leaf_width, trunk, trees, emitting, linear), **rest)
-
+    """Adds what says how a tree is shaped: the fields of a `TreeShape`, each by its name."""
     shape = DEFAULT_TREE
     options = (
         click.option(
@@ -194,7 +183,7 @@ def tree_options(command: Command) -> Command:
             "of at most d_model/8 neurons.",
         ),
     )
-    return decorated(with_tree, options)
+    return decorated(command, options)
 
 
 def decorated(command: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:

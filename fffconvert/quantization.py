@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.errors import UserError
-from fffconvert.families import base_of, family_behind, replace_projections
+from fffconvert.families import base_of, family_of, replace_projections
 from fffconvert.int8 import Int8Linear
 from fffconvert.modeling import is_int8, refuse_dense, trees_to_bfloat16
 from fffconvert.modes import evaluating
@@ -42,7 +42,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
         )
     quantized = deepcopy(model)
     quantized.config.int8_projections = True
-    family = family_behind(model.config)
+    family = family_of(model.config)
     replace_projections(quantized, family, Int8Linear.from_linear)
     trees_to_bfloat16(quantized, family)
     return quantized.eval()

@@ -27,7 +27,7 @@ from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.folders import write_whole
 from fffconvert.recipe import Training
 
-SETTINGS = "settings.json"  # in the folder of a run's checkpoints
+FINGERPRINT = "settings.json"  # in the folder of a run's checkpoints
 DAMAGED = (SafetensorError, UnpicklingError)
 
 
@@ -66,7 +66,7 @@ def digest_of(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings: dict[str, Any]) -> None:
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, described: dict[str, Any]) -> None:
     """Writes `folder/step-N` beside its name first, then removes the older ones.
 
     What tells the run from others lies beside it, so that none of them resumes it.
@@ -78,7 +78,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_whole(folder / SETTINGS, json.dumps(settings, indent=2))
+        write_whole(folder / FINGERPRINT, json.dumps(described, indent=2))
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
@@ -96,7 +96,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings:
             shutil.rmtree(folder / f"step-{older}")
 
 
-def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, Any]) -> int:
+def resume(accelerator: Accelerator, folder: Path | None, described: dict[str, Any]) -> int:
     """Loads the newest checkpoint, if there is one; returns the step that it was taken at.
 
     Raises:
@@ -104,7 +104,7 @@ def resume(accelerator: Accelerator, folder: Path | None, settings: dict[str, An
     """
     if folder is None or not checkpoints_in(folder):
         return 0
-    refuse_another(folder / SETTINGS, settings)
+    refuse_another(folder / FINGERPRINT, described)
     step = checkpoints_in(folder)[-1]
     say(f"Resuming from step {step}")
     with readable(folder / f"step-{step}", folder):
@@ -150,6 +150,6 @@ def forget(folder: Path) -> None:
     for step in checkpoints_in(folder):
         shutil.rmtree(folder / f"step-{step}")
     shutil.rmtree(folder / "partial", ignore_errors=True)
-    (folder / SETTINGS).unlink(missing_ok=True)
+    (folder / FINGERPRINT).unlink(missing_ok=True)
     with suppress(OSError):  # it is not there, or there is something else in it
         folder.rmdir()

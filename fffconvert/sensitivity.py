@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -16,7 +17,7 @@ from fffconvert.batch import Batch, on, parts_of
 from fffconvert.display import track
 from fffconvert.families import base_of, chooses_among_texts
 from fffconvert.heads import TOKEN_LOGITS
-from fffconvert.modes import evaluating, frozen
+from fffconvert.modes import evaluating, frozen, undivided
 from fffconvert.projection import onednn_on
 from fffconvert.reading import check_finite
 
@@ -53,6 +54,7 @@ def sensitivities(
     asked = base_of(model) if chooses_among_texts(model) else model
     with (
         evaluating(model),
+        undivided(model),
         frozen(model),
         torch.enable_grad(),
         onednn_on(model.device),
@@ -95,18 +97,13 @@ def differentiable(modules: list[nn.Module]) -> Iterator[list[list[Tensor]]]:
     """
     outputs: list[list[Tensor]] = [[] for _ in modules]
 
-    def listen(of_module: list[Tensor], output: Tensor) -> Tensor:
+    def listen(of_module: list[Tensor], _module: nn.Module, _args: object, output: Tensor) -> Tensor:
         if not any(outputs):
             output = output.detach().requires_grad_()
         of_module.append(output)
         return output
 
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, output, own=own: listen(own, output))
-        for module, own in zip(modules, outputs, strict=True)
-    ]
-    try:
+    with ExitStack() as stack:
+        for module, own in zip(modules, outputs, strict=True):
+            stack.enter_context(module.register_forward_hook(partial(listen, own)))
         yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -10,6 +10,7 @@ import csv
 import glob
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
+from huggingface_hub import metadata_load
 
 from fffconvert.errors import UserError, first_line
 from fffconvert.recipe import DataSource
@@ -153,7 +155,8 @@ def reason_of(error: Exception, path: Path) -> str:
     """Why data could not be read, in words of ours where those of `datasets` say nothing."""
     if path.is_file() and path.stat().st_size == 0:
         return "it is empty"
-    if "corresponds to no data" in str(error) or "BatchSize must be greater than 0" in str(error):
+    said = f"{error} {error.__cause__}"
+    if "corresponds to no data" in said or "BatchSize must be greater than 0" in said:
         return "it has no rows"
     if "infer the same data file format" in str(error):
         return "its files are of several kinds"
@@ -168,7 +171,7 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
             raise UserError(
                 f"{path} has *, ? or [ in its name, which `datasets` reads as a pattern; rename it"
             )
-        return load_from_disk(str(path)) if saved else _read_folder(path, source.subset)
+        return load_from_disk(str(path), keep_in_memory=True) if saved else _read_folder(path, source.subset)
     if path.is_file() and path.suffix.lower() in (".txt", *READERS):
         if source.subset is not None:
             raise UserError(
@@ -185,7 +188,9 @@ def _read(source: DataSource, path: Path) -> Dataset | DatasetDict:
 
 def _read_folder(path: Path, subset: str | None) -> Dataset | DatasetDict:
     """A folder's splits. CSV, TSV and text files are read as each alone is, unless a card says how to read them."""
-    if not (path / "README.md").is_file():
+    card = path / "README.md"
+    told = (metadata_load(card) or {}) if card.is_file() else {}
+    if not told.keys() & {"configs", "dataset_info"}:
         splits = load_dataset_builder(str(path), subset).config.data_files or {}
         files = {str(split): [Path(file) for file in found] for split, found in splits.items()}
         if {file.suffix.lower() for found in files.values() for file in found} <= {".csv", ".tsv", ".txt"}:
@@ -212,6 +217,9 @@ def _read_tables(files: list[Path]) -> Dataset:
     table = pandas.concat(tables, ignore_index=True)
     if table.empty:
         raise ValueError("it has no rows")
+    for name, column in table.items():
+        if column.dtype == object and any(type(value) is int for value in column):  # one is past 64 bits
+            table[name] = column.map(str, na_action="ignore")
     return Dataset.from_pandas(table, preserve_index=False)
 
 
@@ -235,6 +243,8 @@ def dialect(file: Path) -> dict[str, Any]:
             names, *first = [*islice((row for row in rows if row), 2)] or [[]]
         finally:
             csv.field_size_limit(longest)
+    if twice := sorted(name for name, times in Counter(names).items() if name and times > 1):
+        raise UserError(f"{file} names the column {twice[0]} more than once; expected each name once")
     if any("\0" in name or "\ufffd" in name for name in names):
         raise UserError(f"{file} is no text in UTF-8; expected {WHOLE['csv']}")
     expected = "tabs" if tabs else "commas, or tabs in a .tsv"

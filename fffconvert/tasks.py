@@ -40,6 +40,7 @@ class Task:
         validations: Its validation splits; the first is the one that counts.
         kind: What the model's head answers.
         label: The column that holds the labels; none for text alone, where the teacher is the judge.
+        prompt: What a sentence encoder has before every text.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task:
     validations: tuple[str, ...] = ("validation",)
     kind: Kind = "classification"
     label: str | None = "label"
+    prompt: str = ""
 
     @property
     def is_regression(self) -> bool:

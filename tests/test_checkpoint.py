@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from conftest import tiny_config, tiny_model
+from conftest import sentences, tiny_config, tiny_model
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from fffconvert import UserError, checkpoint
 from fffconvert.checkpoint import Loaded, load, save
+from fffconvert.conversion import convert
+from fffconvert.errors import NotWritten
 from fffconvert.families import FAMILIES
 from fffconvert.modeling import config_class, config_with, model_class
 from fffconvert.tree import TreeShape
@@ -164,6 +167,53 @@ def test_what_fails_halfway_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         save(loaded, tmp_path / "made")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_gives_its_attentions_is_saved_and_loads(classifier, folder_of, tmp_path):
+    folder = Path(folder_of(classifier))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "output_attentions": True}))
+    dense = load(str(folder))
+    made = convert(dense.model, dense.tokenizer, sentences(20), TreeShape(depth=1, leaf_width=2)).model
+    save(replace(dense, model=made), tmp_path / "made")
+    again = load(str(tmp_path / "made")).model
+    assert len(again(torch.tensor([[2, 7, 9, 3]])).attentions) == 2
+
+
+def test_what_transformers_refuses_to_write_leaves_nothing(tokenizer, tmp_path):
+    model = converted("BertModel")
+    model.config._output_attentions = True  # the attention that it has cannot give any
+    with pytest.raises(NotWritten, match="made could not be written"):
+        save(Loaded("user/dense", model, tokenizer), tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"attn_implementation": "flash_attention_2"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_package_that_is_not_there_is_one_line(setting, classifier, folder_of):
+    folder = Path(folder_of(classifier))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **setting}))
+    with pytest.raises(UserError, match="could not be loaded"):
+        load(str(folder))
+
+
+def test_a_file_of_a_model_is_not_taken_for_its_folder(classifier, folder_of):
+    with pytest.raises(UserError, match="is a file; expected the folder of a saved model"):
+        load(f"{folder_of(classifier)}/config.json")
+
+
+def test_padding_is_told_from_text_whatever_the_tokenizer_says_it_gives(classifier, folder_of):
+    folder = Path(folder_of(classifier))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": ["input_ids"]}))
+    assert "attention_mask" in load(str(folder)).tokenizer("a film")
 
 
 def test_a_report_that_is_none(tmp_path):

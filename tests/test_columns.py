@@ -188,11 +188,12 @@ def test_columns_named_as_a_model_names_its_own(tmp_path: Path, tokenizer: PreTr
     assert rows["labels"] == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
 
-def test_labels_that_differ_in_their_case_alone_are_refused(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+@pytest.mark.parametrize("other", ["Good", "good "])
+def test_labels_that_differ_in_case_or_spaces_alone_are_refused(
+    other: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(UserError, match=r"differ in their case alone: Good, good; expected one spelling"):
-        encoded_labels(tmp_path, tokenizer, None, ["Good", "bad", "good"])
+    with pytest.raises(UserError, match=rf"differ in case or spaces alone: .*'{other}'"):
+        encoded_labels(tmp_path, tokenizer, None, [other, "bad", "good"])
 
 
 def test_labels_are_not_looked_at_where_they_are_not_wanted(

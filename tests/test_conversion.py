@@ -244,7 +244,9 @@ def test_more_leaves_than_tokens_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"depth 9 has 512 leaves and there are 300 tokens .* at most 3, or"):
         converted(classifier, tokenizer, shape=TreeShape(depth=9, leaf_width=1))
-    with pytest.raises(UserError, match=r"depth 5 has 32 leaves and there are 4 tokens .* at most 0, or"):
+    with pytest.raises(
+        UserError, match=r"depth 5 has 32 leaves and there are 4 tokens .*; expected more calib"
+    ):
         convert(classifier, tokenizer, ["good film"], TreeShape(depth=5, leaf_width=1))
 
 

@@ -263,8 +263,9 @@ def test_answers_that_are_none_are_refused(
 def test_answers_that_are_cut_off_are_counted(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = [{"text": ["good"], "answer_start": [18]}, {"text": [], "answer_start": []}]
-    columns = {"question": ["saw"] * 2, "context": ["the film was very good"] * 2, "answers": answers}
+    none = {"text": [], "answer_start": []}, {"text": [""], "answer_start": [0]}
+    answers = [{"text": ["good"], "answer_start": [18]}, *none]
+    columns = {"question": ["saw"] * 3, "context": ["the film was very good"] * 3, "answers": answers}
     source = write_jsonl(tmp_path / "own.jsonl", columns)
     read_data(source, tokenizer, None)
     assert "answers end past" not in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_dry_run_of_a_recipe(home: Path) -> None:
     dry = CliRunner().invoke(main, ["run", "own.yaml", "--output", "made", "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert sorted(home.rglob("*")) == there
-    assert "active neurons" in dry.output
+    assert "active per token" in dry.output
     assert "time: distillation" in dry.output
 
 

@@ -33,7 +33,7 @@ import fffconvert
 from fffconvert import modeling
 from fffconvert.conversion import convert, untrained_student
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES, family_behind, family_of
+from fffconvert.families import FAMILIES, family_of
 from fffconvert.fff import FFF
 from fffconvert.modeling import (
     config_class,
@@ -204,7 +204,7 @@ def test_what_a_configuration_says(
 ) -> None:
     assert is_converted(student.config)
     assert not is_converted(classifier.config)
-    assert family_behind(student.config) is FAMILIES["bert"]
+    assert family_of(student.config) is FAMILIES["bert"]
     assert shape_of(student.config) == TREE
     assert dense_neurons(student.config) == dense_neurons(classifier.config) == 32
     assert dense_class_of(type(student)) is BertForSequenceClassification

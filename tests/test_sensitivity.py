@@ -76,6 +76,17 @@ def test_sensitivities_leave_the_model_as_it_was(
     assert not any(module._forward_hooks for module in classifier.modules())
 
 
+def test_a_configuration_may_give_an_ffn_a_few_tokens_at_a_time(tokenizer: PreTrainedTokenizerFast) -> None:
+    batch = dict(tokenizer.pad(encode(tokenizer, sentences(4), 16), return_tensors="pt"))
+    model = tiny_model("bert", "AutoModelForSequenceClassification")
+    places = ffn_outputs_of(model, FAMILIES["bert"])
+    (whole, *_) = sensitivities(model, places, [batch], seed=1)
+    for layer in model.bert.encoder.layer:
+        layer.chunk_size_feed_forward = 7  # of which the batch is no multiple
+    (chunked, *_) = sensitivities(model, places, [batch], seed=1)
+    assert torch.equal(whole, chunked)
+
+
 def test_words_of_a_vocabulary_are_differentiated_a_few_texts_at_a_time(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,8 +56,10 @@ def test_a_folder_has_a_split_for_each_file(tmp_path: Path, tokenizer: PreTraine
 def test_a_saved_dataset(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     saved = DatasetDict(train=Dataset.from_dict(reviews()), test=Dataset.from_dict(reviews(5)))
     saved.save_to_disk(tmp_path / "saved")
+    files = sorted((tmp_path / "saved").rglob("*"))
     data = read_data(DataSource(str(tmp_path / "saved")), tokenizer, None, held_out=1)
     assert {name: len(rows) for name, rows in data.validations.items()} == {"test": 5}
+    assert sorted((tmp_path / "saved").rglob("*")) == files, "it may be somebody else's, or not be written to"
 
 
 def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -240,6 +242,15 @@ def test_a_folder_is_read_as_it_says_and_what_is_no_part_of_it_is_left_alone(tmp
     assert rows.to_list() == [{"text": "fine, really", "label": 1}]
 
 
+def test_a_card_that_says_nothing_of_files_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nnull,NA\ngood film,EU\n")
+    alone = load_source(DataSource(str(tmp_path)))["train"].to_list()
+    for card in ("# notes", "---\nlicense: mit\n---\n# notes"):
+        (tmp_path / "README.md").write_text(card)
+        assert load_source(DataSource(str(tmp_path)))["train"].to_list() == alone
+    assert alone == [{"text": "null", "label": "NA"}, {"text": "good film", "label": "EU"}]
+
+
 def test_a_license_beside_a_packed_table_costs_no_column(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
         file.write('{"text": "good film", "label": 1}\n')
@@ -263,6 +274,28 @@ def test_a_long_cell_and_an_empty_line_are_read(tmp_path: Path) -> None:
     file.write_text(f"\ntext,label\n{'a' * 200_000},1\n")
     (found,) = load_source(DataSource(str(file))).values()
     assert len(found["text"][0]) == 200_000
+
+
+def test_whole_numbers_past_64_bits_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("id,text,label\n123456789012345678901,good film,1\n7,bad film,0\n,fine film,1\n")
+    (rows,) = load_source(DataSource(str(file))).values()
+    assert rows["id"] == ["123456789012345678901", "7", None]
+    assert rows["label"] == [1, 0, 1]
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("text,label,label\ngood film,1,0\n")
+    with pytest.raises(UserError, match=r"names the column label more than once; expected each name once"):
+        load_source(DataSource(str(file)))
+
+
+def test_a_packed_table_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
+    file = tmp_path / "own.parquet"
+    Dataset.from_dict({"text": [], "label": []}).to_parquet(file)
+    with pytest.raises(UserError, match=r"could not be read \(it has no rows\)"):
+        load_source(DataSource(str(file)))
 
 
 def test_more_columns_than_names_are_refused(tmp_path: Path) -> None:
