@@ -14,7 +14,7 @@ TRUTH = ("labels", "start_positions", "end_positions")
 """The columns that hold the truth."""
 
 
-def on(device: torch.device, batch: Batch) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device."""
     return {name: tensor.to(device) for name, tensor in batch.items()}
 

@@ -1,6 +1,6 @@
-"""Text in; out comes what every FFN is given and gives, and how much the model's outputs depend on it.
+"""The inputs and outputs of every FFN on a uniform sample of text, and how much the model's outputs depend on them.
 
-It is a uniform sample of the text, in memory that the amount of text cannot grow.
+However much text there is, the sample takes the same memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from random import Random
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fffconvert.activations import PausedForward, collect_inputs
 from fffconvert.batch import Batch
 from fffconvert.errors import UserError
 from fffconvert.families import family_of, ffn_inputs_of, ffn_outputs_of, read_ffns, uses_of_ffn
 from fffconvert.modeling import refuse_converted
-from fffconvert.reading import Reading, hear
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.sensitivity import sensitivities
 from fffconvert.text import Text, encode, is_text, readable_length, say_if_cut
@@ -80,15 +80,15 @@ class Calibration:
         family = family_of(self.model.config)
         places = ffn_inputs_of(self.model, family)
         if self.shares_ffns:
-            heard = hear(self.model, places, self.batches, self.n_tokens)
-            for ffn, inputs in zip(read_ffns(self.model, family), heard, strict=True):
+            found = collect_inputs(self.model, places, self.batches, self.n_tokens)
+            for ffn, inputs in zip(read_ffns(self.model, family), found, strict=True):
                 yield inputs, ffn.in_chunks(inputs)
         else:
             yield from self.read_by(self.model).through(places, ffn_outputs_of(self.model, family))
 
-    def read_by(self, model: PreTrainedModel) -> Reading:
+    def read_by(self, model: PreTrainedModel) -> PausedForward:
         """A model at the start of the same text."""
-        return Reading(model, self.batches, self.n_tokens)
+        return PausedForward(model, self.batches, self.n_tokens)
 
 
 def calibrate(

@@ -452,13 +452,13 @@ def distill(
 @contextmanager
 def checkpoints_of(output: Path) -> Iterator[Path]:
     """Where the checkpoints of a command that writes `output` lie, for it alone; they go when it is written."""
-    from fffconvert.folders import alone_in
-    from fffconvert.resumption import forget
+    from fffconvert.folders import locked
+    from fffconvert.resumption import delete_checkpoints
 
     folder = output.with_name(f"{output.name}.checkpoints")
-    with alone_in(folder):
+    with locked(folder):
         yield folder
-        forget(folder)
+        delete_checkpoints(folder)
 
 
 @main.command(short_help="Score a model, beside its teacher.")

@@ -41,7 +41,7 @@ def two_means(points: Tensor, seed: int) -> Tensor:
     Returns:
         `(n_features,)`; zeros where there are not two distinct points.
     """
-    sample = points.index_select(0, some(len(points), START_POINTS, seed))
+    sample = points.index_select(0, random_subset(len(points), START_POINTS, seed))
     if (sample == sample[:1]).all():
         return torch.zeros(points.shape[1])
     # each thread adds up a part of its own, so their number would decide too
@@ -50,7 +50,7 @@ def two_means(points: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(centers[1] - centers[0]).to(points.dtype)
 
 
-def some(n_points: int, most: int, seed: int) -> Tensor:
+def random_subset(n_points: int, most: int, seed: int) -> Tensor:
     """The numbers of some points at random, of all if they are no more than `most`: `(n_chosen,)`."""
     return torch.from_numpy(np.random.default_rng(seed).permutation(n_points)[:most])
 
@@ -104,7 +104,7 @@ def grow(
     for node in range(len(weights)):
         here = (node_of_token == node).nonzero()[:, 0]
         if clustered == "inputs":
-            chosen = here[some(len(here), BALANCING_POINTS, seed + node)]
+            chosen = here[random_subset(len(here), BALANCING_POINTS, seed + node)]
             direction = balanced_two_means(inputs.index_select(0, chosen), seed + node)
         else:
             neurons_here = (node_of_neuron == node).nonzero()[:, 0]

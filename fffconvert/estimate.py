@@ -105,7 +105,7 @@ def estimate(
     student = model_class(head)(converted).eval()  # type: ignore[arg-type]
     trained = workload.distill_tokens > 0
     itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
-    before, after = stored(dense), stored(student)
+    before, after = count_parameters(dense), count_parameters(student)
     held = (before + after) * 4
     if itemsize < 4 and not trained:
         held += (before + after) * itemsize  # the original, and what it is converted to
@@ -129,7 +129,7 @@ def estimate(
     )
 
 
-def stored(model: PreTrainedModel) -> int:
+def count_parameters(model: PreTrainedModel) -> int:
     """Numbers that `model.safetensors` would hold: parameters that are shared count once."""
     parameters = {id(tensor): tensor for _, tensor in model.named_parameters()}
     names = dict(model.named_parameters(remove_duplicate=False))

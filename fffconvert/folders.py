@@ -44,7 +44,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     refuse_existing(folder)
     beside = folder.with_name(f".{folder.name}.writing")
-    with alone_in(beside):
+    with locked(beside):
         whole = beside / "whole"
         shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
         whole.mkdir()
@@ -59,7 +59,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Lets no other run work in a folder for a while; one that is killed keeps nobody out.
 
     The folder is made where it is not there, and deleted where nothing is left in it.

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from fffconvert.accelerator import make_accelerator, own_accelerate, process_state
-from fffconvert.batch import Batch, on, without_truth
+from fffconvert.batch import Batch, to_device, without_truth
 from fffconvert.display import progress_bar
 from fffconvert.distillation import hidden_errors
 from fffconvert.errors import UserError
@@ -133,7 +133,7 @@ def forward_all(
         progress_bar(description, len(loader)) as advance,
     ):
         for batch in loader:
-            batch = on(device, batch)
+            batch = to_device(batch, device)
             output = model(**without_truth(batch), output_hidden_states=hidden_states, return_dict=True)
             if not output[0].isfinite().all():
                 raise UserError(f"{type(model).__name__} gives NaN or infinity; expected finite numbers")

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from fffconvert import onnx_runtime
+from fffconvert.activations import recording_inputs
 from fffconvert.display import say, track
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import (
@@ -39,7 +40,6 @@ from fffconvert.modeling import config_with, counterpart, dense_class_of, is_int
 from fffconvert.modes import evaluating
 from fffconvert.projection import ONEDNN, Projection
 from fffconvert.quantization import quantize
-from fffconvert.reading import listening
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
 Run = Callable[[], object]
@@ -280,9 +280,9 @@ def inputs_of_layers(model: PreTrainedModel, family: Family, n_tokens: int) -> l
     """What each FFF really gets, `(n_tokens, d_model)`; of one that layers share, in the middle one of these."""
     length = min(64, longest_text(model.config))
     with ExitStack() as stack:
-        heard = [stack.enter_context(listening(place)) for place in ffn_inputs_of(model, family)]
+        recorded = [stack.enter_context(recording_inputs(place)) for place in ffn_inputs_of(model, family)]
         model(input_ids=random_ids(model, -(-n_tokens // length), length))
-    return [inputs[len(inputs) // 2].flatten(0, 1)[:n_tokens] for inputs in heard]
+    return [inputs[len(inputs) // 2].flatten(0, 1)[:n_tokens] for inputs in recorded]
 
 
 def in_pieces(inputs: Sequence[Tensor], n_tokens: int) -> list[Sequence[Tensor]]:

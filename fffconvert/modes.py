@@ -1,4 +1,4 @@
-"""What a model is for a while, and is no more afterwards, whatever happens meanwhile."""
+"""Context managers that change a model, or PyTorch, and put it back afterwards, whatever happens meanwhile."""
 
 from __future__ import annotations
 

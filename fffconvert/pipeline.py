@@ -34,11 +34,11 @@ from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
 from fffconvert.evaluation import Judge
 from fffconvert.families import family_of
-from fffconvert.folders import alone_in, write_whole
+from fffconvert.folders import locked, write_whole
 from fffconvert.latency import benchmark
 from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import Init, Recipe
-from fffconvert.resumption import digest_of_rows, digest_of_weights, forget, refuse_another
+from fffconvert.resumption import delete_checkpoints, digest_of_rows, digest_of_weights, refuse_another
 from fffconvert.sentence import read_modules
 from fffconvert.sources import asked_for
 from fffconvert.tree import REMOVED, TreeShape, narrow
@@ -46,8 +46,8 @@ from fffconvert.workspace import (
     INPUTS,
     START,
     TEACHER,
+    clear,
     clear_if_nothing_to_resume,
-    empty,
     is_of,
     open_work,
     teacher_folder,
@@ -95,7 +95,7 @@ def run(
     if log_with:
         check_tracker(log_with)  # which else waits for the conversion
     work = open_work(recipe, output, resume)
-    with alone_in(work):
+    with locked(work):
         if is_main_process():
             write_whole(work / RECIPE, recipe.to_yaml())
         if is_of(recipe, output):  # killed after the last thing that it wrote
@@ -189,7 +189,7 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
         )
         save(base, work / TEACHER, title=teacher_folder(work.with_suffix("")).name)
         wait_for_everyone()
-        forget(work / f"{TEACHER}.checkpoints")
+        delete_checkpoints(work / f"{TEACHER}.checkpoints")
     return base
 
 
@@ -258,7 +258,7 @@ class Stages:
         wait_for_everyone()
         if is_main_process():
             shutil.rmtree(start)
-        forget(self.work / f"{name}.checkpoints")
+        delete_checkpoints(self.work / f"{name}.checkpoints")
 
     def make_start(self, folder: Path, shape: TreeShape, init: Init) -> None:
         """Converts a student and scores it before distillation, unless it is there; a resumed run goes on from that."""
@@ -292,6 +292,6 @@ def finish(recipe: Recipe, output: Path, work: Path) -> Result:
     if is_main_process():
         if teacher is not None and (work / TEACHER).exists():
             (work / TEACHER).rename(teacher)
-        empty(work)
+        clear(work)
     wait_for_everyone()
     return Result(output, teacher, read_report(str(output)))

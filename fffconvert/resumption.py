@@ -85,7 +85,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, described
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not checkpoints_in(folder):
-            forget(folder)
+            delete_checkpoints(folder)
         raise NotWritten(
             f"{whole} could not be written ({first_line(error)}); the checkpoints before it are kept"
         ) from error
@@ -143,7 +143,7 @@ def checkpoints_in(folder: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def forget(folder: Path) -> None:
+def delete_checkpoints(folder: Path) -> None:
     """Deletes a run's checkpoints, once what they led to is saved; anything else in the folder stays."""
     if not is_main_process():
         return

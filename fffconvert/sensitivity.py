@@ -1,4 +1,4 @@
-"""How much a model's outputs depend on what its parts give."""
+"""How much a model's outputs depend on those of its modules: for each the Gauss-Newton matrix, estimated."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from fffconvert.batch import Batch, on, parts_of
+from fffconvert.activations import check_finite
+from fffconvert.batch import Batch, parts_of, to_device
 from fffconvert.display import track
 from fffconvert.families import base_of, chooses_among_texts
 from fffconvert.heads import TOKEN_LOGITS
 from fffconvert.modes import evaluating, frozen, undivided
 from fffconvert.projection import onednn_on
-from fffconvert.reading import check_finite
 
 SENSITIVITY_TOKENS = 8192  # what is estimated from them are no more than d_model * d_model numbers
 BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated
@@ -61,7 +61,7 @@ def sensitivities(
         differentiable(places) as outputs,
     ):
         for batch in track(few, "Measuring sensitivities"):
-            given = asked(**on(model.device, batch), return_dict=True)
+            given = asked(**to_device(batch, model.device), return_dict=True)
             projected = projection(given, batch["attention_mask"], generator)
             flat = [output for of_place in outputs for output in of_place]
             gradients = iter(torch.autograd.grad(projected, flat))

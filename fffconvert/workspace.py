@@ -9,7 +9,7 @@ from fffconvert.accelerator import wait_for_everyone
 from fffconvert.checkpoint import RECIPE
 from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError
-from fffconvert.folders import LOCK, alone_in, refuse_existing
+from fffconvert.folders import LOCK, locked, refuse_existing
 from fffconvert.recipe import Recipe
 
 TEACHER = "teacher"
@@ -28,7 +28,7 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
         if resume and not saved.exists() and not ended:
             raise UserError(f"{work} holds no run to resume; leave --resume out")
         if saved.exists():
-            with alone_in(work):  # which says so where that run is still at work
+            with locked(work):  # which says so where that run is still at work
                 if not resume:
                     raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
                 if not is_of(recipe, work):
@@ -64,10 +64,10 @@ def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
     refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
     kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
     if kept <= {RECIPE, INPUTS, LOCK}:
-        empty(work)
+        clear(work)
 
 
-def empty(work: Path) -> None:
+def clear(work: Path) -> None:
     """Deletes what was in progress but the lock, and the recipe last: by that a run which is killed here is resumed."""
     for path in sorted(work.iterdir(), key=lambda path: path.name == RECIPE):
         if path.name != LOCK:

@@ -19,9 +19,9 @@ from transformers import (
     set_seed,
 )
 
+from fffconvert.activations import recording_inputs
 from fffconvert.calibration import BATCH_SIZE, FEWEST_TOKENS_PER_TEXT, Calibration, calibrate, sample_texts
 from fffconvert.errors import UserError
-from fffconvert.reading import listening
 from fffconvert.text import encode
 
 
@@ -115,7 +115,7 @@ def test_all_tokens_where_there_are_fewer(
 def test_no_more_text_is_run_than_needed(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
-    with listening(classifier.bert.embeddings.word_embeddings) as heard:
+    with recording_inputs(classifier.bert.embeddings.word_embeddings) as heard:
         inputs_of(calibrate(classifier, tokenizer, texts, n_tokens=400))
     # 100 texts may be needed for 400 tokens; these are longer, so fewer batches are run
     assert len(heard) == 2 < -(-len(texts) // BATCH_SIZE)
@@ -139,7 +139,7 @@ def test_shared_ffn_gets_the_inputs_of_all_its_uses(tokenizer: PreTrainedTokeniz
     ffns = [group.albert_layers[0].ffn for group in model.encoder.albert_layer_groups]
     expected = []
     for ffn in ffns:
-        with torch.no_grad(), listening(ffn) as heard:
+        with torch.no_grad(), recording_inputs(ffn) as heard:
             for text in sentences(20):
                 model(**tokenizer(text, return_tensors="pt"))
         assert len(heard) == 3 * 20

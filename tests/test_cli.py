@@ -34,7 +34,7 @@ from transformers import (
 import fffconvert
 from fffconvert import display, pipeline
 from fffconvert.cli import main
-from fffconvert.folders import alone_in
+from fffconvert.folders import locked
 
 pytestmark = pytest.mark.usefixtures("quick_latency")
 
@@ -631,7 +631,7 @@ def test_two_trainings_into_one_output(
     dense: str, student: str, glue: Path, tmp_path: Path, listing: Callable[[], set[str]]
 ) -> None:
     data = ["--task", "sst2", "--data-dir", str(glue), *QUICK]
-    with alone_in(tmp_path / "out.checkpoints"):
+    with locked(tmp_path / "out.checkpoints"):
         for command in (["finetune", dense], ["distill", student, "--teacher", dense]):
             assert "another run is at work in" in fail(*command, *data, tmp_path / "out")
     before = listing()

@@ -12,6 +12,7 @@ from conftest import TINY, sentences, tiny_config, tiny_model, tokenized_texts, 
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
+from fffconvert.activations import recording_inputs
 from fffconvert.calibration import calibrate
 from fffconvert.checkpoint import load
 from fffconvert.conversion import convert
@@ -31,7 +32,6 @@ from fffconvert.families import (
 from fffconvert.inspection import info
 from fffconvert.latency import benchmark, dense_ffns, untrained_twin
 from fffconvert.modeling import config_class
-from fffconvert.reading import listening
 from fffconvert.recipe import Training
 from fffconvert.tree import REMOVED, TreeShape
 
@@ -92,7 +92,7 @@ def test_ffn_read_is_the_ffn_that_the_model_runs(model_type: str, tokenizer: Pre
     ):
         outputs: list[Tensor] = []
         layer.get_submodule(family.down).register_forward_hook(lambda _m, _x, y, seen=outputs: seen.append(y))
-        with listening(place) as inputs, torch.no_grad():
+        with recording_inputs(place) as inputs, torch.no_grad():
             model(**batch_of(tokenizer))
         assert (ffn.d_model, ffn.n_neurons, ffn.gated) == (16, 32, family.gate is not None)
         for x, output in zip(inputs, outputs, strict=True):

@@ -22,7 +22,7 @@ folders heads sentence tree
 cluster kernels projection recipe tasks
 accelerator dense fff labels metrics options
 families fit int8 resumption
-modeling reading text
+activations modeling text
 encoding export sensitivity training
 calibration onnx_runtime
 card conversion distillation estimate quantization registration

@@ -8,8 +8,8 @@ from conftest import sentences, tiny_model
 from torch import Tensor
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
+from fffconvert.activations import recording_inputs
 from fffconvert.families import FAMILIES, ffn_outputs_of
-from fffconvert.reading import listening
 from fffconvert.sensitivity import differentiable, projection, sensitivities
 from fffconvert.text import encode
 
@@ -96,6 +96,6 @@ def test_words_of_a_vocabulary_are_differentiated_a_few_texts_at_a_time(
     for head, expected in (("", [5]), ("ForMaskedLM", [2, 2, 1])):
         model = tiny_model("bert", f"AutoModel{head}")
         places = ffn_outputs_of(model, FAMILIES["bert"])
-        with listening(places[0]) as heard:
+        with recording_inputs(places[0]) as heard:
             sensitivities(model, places, [batch], seed=0)
         assert [len(inputs) for inputs in heard] == expected

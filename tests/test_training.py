@@ -39,7 +39,7 @@ from fffconvert.encoding import tokenized
 from fffconvert.errors import UserError
 from fffconvert.evaluation import evaluate
 from fffconvert.recipe import Training
-from fffconvert.resumption import checkpoints_in, forget
+from fffconvert.resumption import checkpoints_in, delete_checkpoints
 from fffconvert.tasks import TASKS
 from fffconvert.training import EpochSampler, parameter_groups, train
 from fffconvert.tree import TreeShape
@@ -489,9 +489,9 @@ def test_a_checkpoint_that_was_not_written_whole_is_ignored(
     assert checkpoints_in(interrupted) != [5]
 
 
-def test_forgetting_takes_what_was_not_written_whole_too(interrupted: Path) -> None:
+def test_deleting_takes_what_was_not_written_whole_too(interrupted: Path) -> None:
     (interrupted / "partial").mkdir()
-    forget(interrupted)
+    delete_checkpoints(interrupted)
     assert not interrupted.exists()
 
 
@@ -535,12 +535,12 @@ def test_a_checkpoint_that_is_damaged_is_named(
 
 def test_what_somebody_else_put_beside_the_checkpoints_stays(interrupted: Path) -> None:
     (interrupted / "mine.txt").write_text("mine")
-    forget(interrupted)
+    delete_checkpoints(interrupted)
     assert [path.name for path in interrupted.iterdir()] == ["mine.txt"]
     (interrupted / "mine.txt").unlink()
-    forget(interrupted)
+    delete_checkpoints(interrupted)
     assert not interrupted.exists()
-    forget(interrupted)
+    delete_checkpoints(interrupted)
 
 
 # ---- Manners

@@ -1,4 +1,4 @@
-"""A model reads text, and what its parts are given and give is collected token by token."""
+"""Inputs and outputs of a model's modules, collected token by token while it reads text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fffconvert.batch import Batch, on
+from fffconvert.batch import Batch, to_device
 from fffconvert.display import track
 from fffconvert.errors import UserError
 from fffconvert.families import base_of
@@ -52,11 +52,11 @@ class Rows:
         self.n_filled += len(rows)
 
 
-class Reading:
-    """A model in the midst of a text, which has come as far as the module whose inputs were asked for last.
+class PausedForward:
+    """Forward passes over batches of text, which pause at the module whose inputs were asked for last.
 
-    The forward pass of every batch waits there, and later goes on from there: nothing is computed twice, and
-    what lies further on may change meanwhile. What waits takes a few times `n_tokens * d_model` numbers.
+    Each runs in a coroutine (a greenlet) and later goes on from there: nothing is computed twice, and the modules
+    further on may change meanwhile. What is paused takes a few times `n_tokens * d_model` numbers.
 
     Args:
         model: Any model.
@@ -66,7 +66,9 @@ class Reading:
 
     def __init__(self, model: PreTrainedModel, batches: list[Batch], n_tokens: int) -> None:
         self.model, self.n_tokens = model, n_tokens
-        self.passes = [greenlet(partial(base_of(model), **on(model.device, batch))) for batch in batches]
+        self.passes = [
+            greenlet(partial(base_of(model), **to_device(batch, model.device))) for batch in batches
+        ]
         for forward_pass, batch in zip(self.passes, batches, strict=True):
             forward_pass.real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
 
@@ -106,7 +108,7 @@ class Reading:
 
 
 @torch.no_grad()
-def hear(
+def collect_inputs(
     model: PreTrainedModel, places: list[nn.Module], batches: list[Batch], n_tokens: int
 ) -> list[Tensor]:
     """The inputs of some modules, each `(n_tokens * n_uses, d_model)`, while a model reads batches of text.
@@ -119,25 +121,24 @@ def hear(
     """
     kept = [Rows(n_tokens) for _ in places]  # tables of (n_tokens, n_uses, d_model)
     with evaluating(model), undivided(model), onednn_on(model.device), ExitStack() as stack:
-        heard = [stack.enter_context(listening(place)) for place in places]
+        recorded = [stack.enter_context(recording_inputs(place)) for place in places]
         for batch in track(batches, READING):
-            base_of(model)(**on(model.device, batch))
+            base_of(model)(**to_device(batch, model.device))
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
-            for rows, calls in zip(kept, heard, strict=True):
+            for rows, calls in zip(kept, recorded, strict=True):
                 x = torch.cat(calls, 1).to("cpu", torch.float32)  # (n_texts, n_uses * n_tokens, d_model)
-                rows.add(
-                    x.unflatten(1, (-1, real.shape[1])).transpose(1, 2)[real]
-                )  # (n_real, n_uses, d_model)
+                by_token = x.unflatten(1, (-1, real.shape[1])).transpose(1, 2)
+                rows.add(by_token[real])  # (n_real, n_uses, d_model)
                 calls.clear()
     return [rows.table.flatten(0, 1) for rows in kept]
 
 
 @contextmanager
-def listening(module: nn.Module) -> Iterator[list[Tensor]]:
+def recording_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
     """Yields a list to which every call of `module` adds its input."""
-    heard: list[Tensor] = []
-    with module.register_forward_pre_hook(lambda _module, args: heard.append(args[0])):
-        yield heard
+    recorded: list[Tensor] = []
+    with module.register_forward_pre_hook(lambda _module, args: recorded.append(args[0])):
+        yield recorded
 
 
 def wait(rows: Rows, _module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -8,8 +8,8 @@ from conftest import hooks_of, sentences
 from torch.overrides import _get_current_function_mode_stack
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
+from fffconvert.activations import collect_inputs, recording_inputs
 from fffconvert.calibration import calibrate
-from fffconvert.reading import hear, listening
 
 
 def test_a_last_batch_that_nothing_is_wanted_of_adds_nothing(
@@ -19,7 +19,9 @@ def test_a_last_batch_that_nothing_is_wanted_of_adds_nothing(
         dict(tokenizer([text], return_tensors="pt")) for text in ("a very good film indeed", "good")
     )
     place = classifier.bert.encoder.layer[0].intermediate
-    (alone,), (both,) = (hear(classifier, [place], batches, 3) for batches in ([long], [long, short]))
+    (alone,), (both,) = (
+        collect_inputs(classifier, [place], batches, 3) for batches in ([long], [long, short])
+    )
     assert alone.shape == (3, 16)
     assert torch.equal(alone, both)
 
@@ -41,7 +43,7 @@ def test_nothing_stays_switched_while_a_failure_is_looked_at(
 def test_listening_hears_what_a_module_gets_until_it_ends() -> None:
     module = torch.nn.Linear(2, 2)
     x, y = torch.ones(1, 2), torch.zeros(1, 2)
-    with listening(module) as heard:
+    with recording_inputs(module) as heard:
         module(y)
         module(x)
     module(x)
@@ -74,7 +76,7 @@ def test_a_reading_goes_on_from_where_it_is_and_no_further_than_asked(
     before = [inputs for inputs, _ in calibration.ffns()]
     first, second = classifier.bert.encoder.layer
     reading = calibration.read_by(classifier)
-    with listening(first) as once, listening(second) as beyond:
+    with recording_inputs(first) as once, recording_inputs(second) as beyond:
         reading.inputs_of(first.intermediate, "")
         assert len(once) == len(calibration.batches)
         assert not beyond
