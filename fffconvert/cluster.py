@@ -1,8 +1,8 @@
 """Hierarchical k-means: from the inputs of an FFN, or from its neurons, to the routers of a tree.
 
 At every node the points there are split in two by 2-means. Two centres are told apart by a hyperplane,
-and that hyperplane is the router. The split is balanced: the threshold is the median of the
-calibration inputs at the node, so all leaves see equally many of them.
+and that hyperplane is the router. The split is balanced: the threshold is near the median of the
+calibration inputs at the node, so all leaves see about equally many of them.
 
 - `inputs` clusters the FFN's calibration inputs.
 - `neurons` clusters the rows of its input weights, as MoEfication (arXiv 2110.01786) does for experts;
@@ -28,6 +28,7 @@ START_POINTS = 512  # points of a node that k-means starts from
 BALANCING_POINTS = 4096  # points that balance it: more find the same direction; thresholds use all of them
 POINTS_AT_ONCE = 2048  # points scored at a time: gathered, they stay in the cache
 ROUNDING = 1e-5  # of scores, which are sums over d_model
+NEAR_MIDDLE = 1 / 64  # of a node's points: among so many on each side a gap is looked for
 BALANCING_ROUNDS = 5  # enough for the split to settle; it moves little after the third
 
 
@@ -65,12 +66,12 @@ def balanced_two_means(points: Tensor, seed: int) -> Tensor:
     """As `two_means`, under the constraint that both clusters have as many points.
 
     With two centres the best balanced assignment is to cut the projections on their difference at the
-    median, so the rounds of k-means stay exact.
+    median, so the rounds of k-means stay nearly exact.
     """
     direction = two_means(points, seed)
     for _ in range(BALANCING_ROUNDS):
         scores = points @ direction
-        right = goes_right(scores - median(scores))
+        right = goes_right(scores - cut(scores))
         n_right = int(right.sum())
         if n_right == len(points):
             break
@@ -111,12 +112,12 @@ def grow(
             neurons = in_weight[neurons_here]
             direction = neuron_direction(neurons, weights[(node - 1) // 2], seed + node)
             along = neurons @ direction
-            right = goes_right(along - median(along))
+            right = goes_right(along - cut(along))
             node_of_neuron[neurons_here] = child(node, right.long())
         scores = project(inputs, here, direction)
         spread = spread_of(scores)
         scores /= spread
-        weights[node], biases[node] = direction / spread, -median(scores)
+        weights[node], biases[node] = direction / spread, -cut(scores)
         node_of_token[here] = child(node, goes_right(scores + biases[node]).long())
     return weights, biases
 
@@ -141,13 +142,37 @@ def spread_of(scores: Tensor) -> Tensor:
     return spread if spread > ROUNDING * scores.abs().max() else scores.new_ones(())
 
 
-def median(scores: Tensor) -> Tensor:
-    """Midway between the two middle values, or of an odd number the middle one and that below; 0 for no values.
+def cut(scores: Tensor) -> Tensor:
+    """Where to cut scores in halves: in the middle, or in a gap beside it that rounding does not bridge; 0 for none.
 
-    So ties are rare: a router may round otherwise.
+    Copies of a token that recurs have scores which rounding alone tells apart. Where they are in the middle, the cut is
+    beside them, or below them all: a router that rounds otherwise would send them where no leaf was fitted on them.
     """
     if len(scores) < 2:
         return scores.sum()
-    middle = [len(scores) // 2 - 1, len(scores) // 2]
-    low, high = np.partition(scores.numpy(), middle)[middle]
-    return scores.new_tensor((low + high) / 2)
+    ordered = scores.sort().values
+    gap = len(scores) // 2 - 1  # between the values of that number and the next
+    rounding = ROUNDING * scores.abs().max()
+    if ordered[gap + 1] - ordered[gap] <= rounding:
+        gap = gap_beside(ordered, gap, rounding)
+    return (ordered[gap] + ordered[gap + 1]) / 2 if gap >= 0 else ordered[0] - scores.abs().max()
+
+
+def gap_beside(ordered: Tensor, middle: int, rounding: Tensor) -> int:
+    """The widest gap near the middle one, or near the end of the copies there if there are more; -1 for copies alone.
+
+    Args:
+        ordered: Scores in order, `(n_points,)`.
+        middle: The gap in the middle; gap `n` is between the values `n` and `n + 1`.
+        rounding: How far apart the scores of copies are at the most.
+    """
+    near = int(NEAR_MIDDLE * len(ordered))
+    low, high = max(middle - near, 0), middle + near
+    bounds = ordered[middle] + torch.stack([-rounding, rounding])
+    first, end = torch.searchsorted(ordered, bounds).tolist()  # of the copies
+    if first == 0 and end == len(ordered):
+        return -1
+    if first <= low and end > high + 1:
+        to_left = end == len(ordered) or (first > 0 and middle - first < end - 1 - middle)
+        low, high = (max(first - 1 - near, 0), first - 1) if to_left else (end - 1, end - 1 + near)
+    return low + int(ordered[low : high + 2].diff().argmax())

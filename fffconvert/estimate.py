@@ -80,6 +80,7 @@ class Estimate:
         return asdict(self)
 
 
+@torch.random.fork_rng(devices=[])
 def estimate(
     head: type[PreTrainedModel], config: PreTrainedConfig, tree: TreeShape, init: Init, workload: Workload
 ) -> Estimate:

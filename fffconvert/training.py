@@ -63,11 +63,18 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        rows = list(LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator))
-        whole, size = len(rows) // self.batch_size, self.batch_size
-        for batch in torch.randperm(whole, generator=generator).tolist():
-            yield from rows[batch * size : (batch + 1) * size]
-        yield from rows[whole * size :]
+        size, n_over = self.batch_size, len(self) % self.batch_size
+        # what fills no batch is drawn from all rows: of sorted ones it would be the shortest
+        order = torch.randperm(len(self), generator=generator).tolist() if n_over else list(range(len(self)))
+        over, kept = order[:n_over], order[n_over:]
+        if kept:
+            lengths = [self.lengths[row] for row in kept]
+            grouped = [
+                kept[place] for place in LengthGroupedSampler(size, lengths=lengths, generator=generator)
+            ]
+            for batch in torch.randperm(len(kept) // size, generator=generator).tolist():
+                yield from grouped[batch * size : (batch + 1) * size]
+        yield from over
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from fffconvert.cluster import Clustered, balanced_two_means, grow, median, two_means
+from fffconvert.cluster import ROUNDING, Clustered, balanced_two_means, cut, grow, two_means
 from fffconvert.tree import child, goes_right
 
 few = settings(max_examples=15, deadline=None)
@@ -80,14 +80,49 @@ def test_balanced_two_means_cuts_an_uneven_pair_in_halves() -> None:
     points = torch.cat([torch.zeros(45), torch.full((15,), 8.0)])[:, None] * torch.tensor([1.0, 0.0])
     points = points + 0.1 * normal(60, 2)
     scores = points @ balanced_two_means(points, seed=0)
-    assert int(goes_right(scores - median(scores)).sum()) == 30
+    assert int(goes_right(scores - cut(scores)).sum()) == 30
 
 
 @pytest.mark.parametrize(
     ("values", "middle"), [([], 0.0), ([3.0], 3.0), ([4.0, 1.0], 2.5), ([9.0, 1.0, 2.0], 1.5)], ids=str
 )
-def test_median(values: list[float], middle: float) -> None:
-    assert float(median(torch.tensor(values))) == middle
+def test_cut_in_the_middle(values: list[float], middle: float) -> None:
+    assert float(cut(torch.tensor(values))) == middle
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 5.0, 5.0, 5.0, 7.0, 8.0], 6.0),  # beside the copies, where it is nearer
+        ([1.0, 2.0, 5.0, 5.0, 5.0, 8.0], 3.5),
+        ([5.0, 5.0, 5.0, 5.0, 7.0], 6.0),
+        ([1.0, 5.0, 5.0, 5.0, 5.0], 3.0),
+        ([5.0, 5.0, 5.0], 0.0),  # below them all
+        ([0.0, 0.0], 0.0),
+    ],
+    ids=str,
+)
+def test_copies_are_not_cut(values: list[float], expected: float) -> None:
+    scores = torch.tensor(values)
+    for moved in (scores, scores.flip(0), scores * (1 + 1e-7 * normal(len(scores)))):
+        assert float(cut(moved)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_many_points_are_cut_in_a_gap_near_the_middle() -> None:
+    scores = normal(100_000).repeat(2)
+    threshold = cut(scores)
+    assert abs(float(goes_right(scores - threshold).float().mean()) - 0.5) < 1 / 60
+    assert float((scores - threshold).abs().min()) > ROUNDING * 1.5
+
+
+def test_copies_of_a_token_stay_on_one_side_however_a_router_rounds() -> None:
+    common = 3 * normal(3, 64)
+    inputs = torch.cat([common.repeat(100, 1), 3 * normal(700, 64, seed=1)])
+    inputs += 1e-7 * inputs.abs() * normal(1000, 64, seed=2)
+    weights, biases = grow("inputs", inputs, normal(8, 64), 4, seed=0)
+    for node, members in enumerate(tokens_by_node(inputs, (weights, biases))[:15]):
+        scores = inputs[members].double() @ weights[node].double() + biases[node].double()
+        assert scores.abs().min() > 1e-5
 
 
 # ---- What must hold for any points
@@ -127,7 +162,7 @@ def test_scores_at_a_node_have_unit_spread_around_its_median(clustered: Clustere
     for node in range(7):
         scores = inputs[members[node]] @ weights[node] + biases[node]
         assert float(scores.std()) == pytest.approx(1, rel=1e-3)
-        assert float(median(scores)) == pytest.approx(0, abs=1e-3)
+        assert float(cut(scores)) == pytest.approx(0, abs=1e-3)
 
 
 @kinds
@@ -215,4 +250,4 @@ def test_router_of_inputs_without_spread_keeps_its_direction() -> None:
     # a lone neuron is its node's direction
     weights, biases = grow("neurons", torch.ones(5, 2), torch.tensor([[2.0, 0.0]]), depth=1, seed=0)
     assert weights[0].tolist() == [2.0, 0.0]
-    assert float(biases[0]) == -2.0
+    assert float(biases[0]) == 0.0, "so all go right, and none near the threshold"

@@ -108,6 +108,17 @@ def test_batches_are_of_similar_lengths_and_do_not_run_from_long_to_short() -> N
     assert 0.35 < sum(shorter) / len(shorter) < 0.65
 
 
+def test_the_rows_that_fill_no_batch_are_of_all_lengths() -> None:
+    lengths, sampler, last = list(range(1003)), EpochSampler(list(range(1003)), 8, seed=0), []
+    for epoch in range(200):
+        sampler.set_epoch(epoch)
+        rows = list(sampler)
+        assert sorted(rows) == lengths
+        last += rows[1000:]
+    assert abs(sum(last) / len(last) / 501 - 1) < 0.1
+    assert sorted(EpochSampler([3, 1, 2], 8, seed=0)) == [0, 1, 2]
+
+
 def test_order_ignores_torchs_own_generator() -> None:
     torch.manual_seed(1)
     first = list(EpochSampler(LENGTHS, 8, seed=0))
