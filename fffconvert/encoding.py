@@ -78,28 +78,12 @@ def tokenized(
         UserError: For a row without text, or with a label that is none of the task's; for a tokenizer that does not
             say where in a text its tokens stand, or pads before them, and a task that has to know.
     """
-    if asks_where(task) and not tokenizer.is_fast:
-        raise UserError(
-            f"{task.name}: {type(tokenizer).__name__} does not say where in a text its tokens stand, as "
-            f"{'answers' if task.kind == 'question' else 'tags of words'} need; expected a model with a fast tokenizer"
-        )
-    if (asks_where(task) or task.kind == "masked") and tokenizer.padding_side != "right":
-        raise UserError(
-            f"{task.name}: the tokenizer pads on the {tokenizer.padding_side}, which would move tokens away from their "
-            "labels; expected right: set its padding_side and save it"
-        )
+    check_tokenizer(task, tokenizer)
     if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
         sides = [replace(task, columns=(column,)) for column in task.columns]
         return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
 
-    for name in task.columns:
-        texts_in(task, rows, name)  # a row without text has no place in a batch
-    if task.label is not None and (task.kind == "classification" or task.is_regression):
-        given = list(rows[task.label])
-        if None in given:
-            raise UserError(
-                f"{task.name}: row {given.index(None)} has no label in column {task.label!r}; expected one"
-            )
+    check_rows(task, rows)
     code = coder(task, rows)
     # a new column would be cast to the type of an old one of its name
     needed = {name: f"given {name}" for name in (*task.columns, task.label) if name is not None}
@@ -119,6 +103,32 @@ def tokenized(
     if "end_positions" in made.column_names:
         say_what_was_cut(task, rows[task.label], made["end_positions"], max_length)
     return made
+
+
+def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises a `UserError` for a tokenizer that loses where tokens stand, if a task has to know."""
+    if asks_where(task) and not tokenizer.is_fast:
+        raise UserError(
+            f"{task.name}: {type(tokenizer).__name__} does not say where in a text its tokens stand, as "
+            f"{'answers' if task.kind == 'question' else 'tags of words'} need; expected a model with a fast tokenizer"
+        )
+    if (asks_where(task) or task.kind == "masked") and tokenizer.padding_side != "right":
+        raise UserError(
+            f"{task.name}: the tokenizer pads on the {tokenizer.padding_side}, which would move tokens away from their "
+            "labels; expected right: set its padding_side and save it"
+        )
+
+
+def check_rows(task: Task, rows: Dataset) -> None:
+    """Raises a `UserError` for a row without text, or without a label where each has one."""
+    for name in task.columns:
+        texts_in(task, rows, name)
+    if task.label is not None and (task.kind == "classification" or task.is_regression):
+        given = list(rows[task.label])
+        if None in given:
+            raise UserError(
+                f"{task.name}: row {given.index(None)} has no label in column {task.label!r}; expected one"
+            )
 
 
 def asks_where(task: Task) -> bool:
