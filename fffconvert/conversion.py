@@ -185,7 +185,11 @@ def refuse_own_class(dense_class: type[PreTrainedModel]) -> None:
 
 
 def untrained_student(model: PreTrainedModel, family: Family, tree: TreeShape) -> PreTrainedModel:
-    """The converted counterpart of a dense model, with its weights and FFF layers that are not fitted yet."""
+    """The converted counterpart of a dense model, with its weights and FFF layers that are not fitted yet.
+
+    Raises:
+        UserError: For a model with more or fewer weights than its class has, such as one with adapters.
+    """
     config = config_with(model.config, config_class(family), fff=tree.to_dict())
     student = counterpart(model, model_class(type(model)), config)  # type: ignore[arg-type]
     student.config.architectures = [type(student).__name__]

@@ -92,7 +92,11 @@ def embed(
     rows: Dataset,
     split: str,
 ) -> NDArray[np.float32]:
-    """Sentence embeddings at unit length, `(n_rows, d)`, by the model's pooling or the mean over its tokens."""
+    """Sentence embeddings at unit length, `(n_rows, d)`, by the model's pooling or the mean over its tokens.
+
+    Raises:
+        UserError: For a model with a head, or that gives NaN or infinity.
+    """
 
     def pool(output: ModelOutput, batch: Batch) -> Tensor:
         if "last_hidden_state" not in output:
@@ -117,7 +121,11 @@ def forward_all(
     pick: Callable[[ModelOutput, Batch], Tensor],
     hidden_states: bool = False,
 ) -> list[NDArray[Any]]:
-    """Runs a model over all rows; gives for each row what `pick` takes from the output and the batch."""
+    """Runs a model over all rows; gives for each row what `pick` takes from the output and the batch.
+
+    Raises:
+        UserError: For a model that gives NaN or infinity.
+    """
     accelerator, device = make_accelerator(), device_for(model)
     most = BATCH_SIZE if model.get_output_embeddings() is None else BATCH_SIZE_OF_WORDS
     size = -(-most // accelerator.num_processes) * accelerator.num_processes

@@ -38,6 +38,9 @@ class Training:
         weight_decay: AdamW's.
         max_grad_norm: Gradients are clipped to this norm.
         checkpoint_every: Steps between checkpoints.
+
+    Raises:
+        UserError: For a value out of its range.
     """
 
     epochs: int = 3
@@ -127,6 +130,9 @@ class Recipe:
             bias, `narrow` a dense FFN with as many neurons as the tree has active, `random` the same tree with
             random weights, `neurons` the same tree grown by clustering the FFN's neurons.
         seed: Decides every draw.
+
+    Raises:
+        UserError: For none or several of `task`, `text` and `data`, or a value out of its range.
     """
 
     model: str

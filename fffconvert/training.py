@@ -94,7 +94,11 @@ def loader_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batches: BatchS
 
 
 def optimizer_of(model: nn.Module, settings: Training, n_steps: int) -> tuple[Optimizer, LRScheduler]:
-    """AdamW, and its rate over the steps: up to the peak, then linearly down to 0."""
+    """AdamW, and its rate over the steps: up to the peak, then linearly down to 0.
+
+    Raises:
+        UserError: For a model without a parameter to train.
+    """
     groups = parameter_groups(model, settings.learning_rate)
     if not groups:
         raise UserError("no parameter of the model requires a gradient; expected some to train")

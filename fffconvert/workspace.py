@@ -18,7 +18,11 @@ START = ".start"  # of the folder with a student as it was before distillation
 
 
 def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
-    """The folder for work in progress: a new one, or that of the run to resume."""
+    """The folder for work in progress: a new one, or that of the run to resume.
+
+    Raises:
+        UserError: For something in the way of the output, no run to resume, or one of another recipe.
+    """
     ended = resume and is_of(recipe, output)
     if not ended:
         check_outputs(recipe, output)
