@@ -15,7 +15,6 @@ import click
 
 from fffconvert import __version__, display
 from fffconvert.errors import UserError
-from fffconvert.folders import write_whole
 from fffconvert.options import (
     FILE,
     FOLDER,
@@ -106,7 +105,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 def write_json(file: Path | None, value: Any) -> None:
     """Writes a result where `--json` asked for it; before it is shown, which a closed pipe may end."""
     if file is not None and display.is_main_process():
-        write_whole(file, json.dumps(value, indent=2) + "\n")
+        file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def quiet_libraries() -> None:

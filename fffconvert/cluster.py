@@ -28,7 +28,6 @@ START_POINTS = 512  # points of a node that k-means starts from
 BALANCING_POINTS = 4096  # points that balance it: more find the same direction; thresholds use all of them
 POINTS_AT_ONCE = 2048  # points scored at a time: gathered, they stay in the cache
 ROUNDING = 1e-5  # of scores, which are sums over d_model
-NEAR_MIDDLE = 1 / 64  # of a node's points: among so many on each side a gap is looked for
 BALANCING_ROUNDS = 5  # enough for the split to settle; it moves little after the third
 
 
@@ -143,36 +142,18 @@ def spread_of(scores: Tensor) -> Tensor:
 
 
 def cut(scores: Tensor) -> Tensor:
-    """Where to cut scores in halves: in the middle, or in a gap beside it that rounding does not bridge; 0 for none.
+    """Where to cut scores in halves: in the gap nearest to the middle that rounding does not bridge; 0 for no scores.
 
-    Copies of a token that recurs have scores which rounding alone tells apart. Where they are in the middle, the cut is
-    beside them, or below them all: a router that rounds otherwise would send them where no leaf was fitted on them.
+    Copies of a token that recurs have scores which rounding alone tells apart. They stay on one side, and where there
+    is nothing else all go right: a router that rounds otherwise would send some where no leaf was fitted on them.
     """
     if len(scores) < 2:
         return scores.sum()
     ordered = scores.sort().values
-    gap = len(scores) // 2 - 1  # between the values of that number and the next
-    rounding = ROUNDING * scores.abs().max()
-    if ordered[gap + 1] - ordered[gap] <= rounding:
-        gap = gap_beside(ordered, gap, rounding)
-    return (ordered[gap] + ordered[gap + 1]) / 2 if gap >= 0 else ordered[0] - scores.abs().max()
-
-
-def gap_beside(ordered: Tensor, middle: int, rounding: Tensor) -> int:
-    """The widest gap near the middle one, or near the end of the copies there if there are more; -1 for copies alone.
-
-    Args:
-        ordered: Scores in order, `(n_points,)`.
-        middle: The gap in the middle; gap `n` is between the values `n` and `n + 1`.
-        rounding: How far apart the scores of copies are at the most.
-    """
-    near = int(NEAR_MIDDLE * len(ordered))
-    low, high = max(middle - near, 0), middle + near
-    bounds = ordered[middle] + torch.stack([-rounding, rounding])
-    first, end = torch.searchsorted(ordered, bounds).tolist()  # of the copies
-    if first == 0 and end == len(ordered):
-        return -1
-    if first <= low and end > high + 1:
-        to_left = end == len(ordered) or (first > 0 and middle - first < end - 1 - middle)
-        low, high = (max(first - 1 - near, 0), first - 1) if to_left else (end - 1, end - 1 + near)
-    return low + int(ordered[low : high + 2].diff().argmax())
+    margin = len(scores) // 100  # without the few that are far out
+    usual = torch.maximum(ordered[margin].abs(), ordered[len(scores) - 1 - margin].abs())
+    gaps = (ordered.diff() > ROUNDING * usual).nonzero()[:, 0]  # gap n is between the values n and n + 1
+    if len(gaps) == 0:
+        return ordered[0] - usual
+    gap = gaps[(gaps - (len(scores) // 2 - 1)).abs().argmin()]
+    return (ordered[gap] + ordered[gap + 1]) / 2

@@ -152,13 +152,13 @@ def build(calibration: Calibration, tree: TreeShape, init: Init) -> Conversion:
     student = untrained_student(model, family, tree)
     weighted = tree.linear and init != "random"  # else nobody asks, and they take a backward pass
     sensitivities = calibration.sensitivities if weighted else [None] * len(ffns)
-    reading = calibration.read_by(student)
+    forward_pass = calibration.read_by(student)
     fits = []
     for number, (ffn, place, (theirs, target), sensitivity) in enumerate(
         zip(ffns, ffn_inputs_of(student, family), calibration.ffns(), sensitivities, strict=True)
     ):
         description = f"Fitting layer {number + 1} of {len(ffns)}"
-        ours = theirs if calibration.shares_ffns else reading.inputs_of(place, description)
+        ours = theirs if calibration.shares_ffns else forward_pass.inputs_of(place, description)
         if not family.pre_norm:
             target.add_(theirs).sub_(ours)  # the residual sum is with the FFN's own input
         n_held_out = max(2, int(HELD_OUT * len(ours)))  # one token has no spread

@@ -93,7 +93,7 @@ def read_data(
     elif train_rows is not None:
         train = shuffled(train, seed)
     train = train.select(range(min(train_rows or len(train), len(train))))
-    task = replace(task, validations=tuple(validations) or task.validations, prompt=prompt)
+    task = replace(task, validations=tuple(validations) or task.validations, prompt=prompt or task.prompt)
     check_columns(task, validations)
     limit = readable_length(tokenizer, config, max_length)
     return Data(
@@ -154,7 +154,7 @@ def read_validations(
         raise several_splits(asked, found)
     splits = splits or {name_of(asked): train_split(asked, data_dir)}
     task = task_of(asked, next(iter(splits.values())), config)
-    task = replace(task, validations=tuple(splits), prompt=prompt)
+    task = replace(task, validations=tuple(splits), prompt=prompt or task.prompt)
     check_columns(task, splits)
     limit = readable_length(tokenizer, config, max_length)
     return task, {name: tokenized(task, rows, tokenizer, limit) for name, rows in splits.items()}
@@ -178,4 +178,5 @@ def read_texts(
         prompt = prompt if kind_of(config) == "embedding" else ""
         return (prompt + line for line in read_lines(asked))
     rows = train_split(asked, data_dir)
-    return texts_of(replace(task_of(asked, rows, config, labelled=False), prompt=prompt), rows)
+    task = task_of(asked, rows, config, labelled=False)
+    return texts_of(replace(task, prompt=prompt or task.prompt), rows)

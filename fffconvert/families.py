@@ -228,8 +228,8 @@ def count_ffns(config: PreTrainedConfig, family: Family) -> int:
 
 
 def uses_of_ffn(config: PreTrainedConfig) -> int:
-    """How often a model uses each FFN that it stores: more than once where layers share it (ALBERT)."""
-    return int(config.num_hidden_layers // getattr(config, family_of(config).n_ffns[0]))
+    """How often a model uses each FFN that it stores, at the most: more than once where layers share it (ALBERT)."""
+    return -(-config.num_hidden_layers // getattr(config, family_of(config).n_ffns[0]))
 
 
 def read_ffns(model: PreTrainedModel, family: Family) -> list[DenseFFN]:

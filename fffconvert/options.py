@@ -82,8 +82,8 @@ def option_json(command: Command) -> Command:
     def check(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
         if file is not None and not file.parent.is_dir():
             raise UserError(f"--json {file}: there is no folder {file.parent}")
-        if file is not None and not os.access(file.parent, os.W_OK):
-            raise UserError(f"--json {file}: nothing can be written to {file.parent}; name another folder")
+        if file is not None and not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise UserError(f"--json {file} cannot be written; name another file")
         return file
 
     text = "Also write the result as JSON."

@@ -218,7 +218,7 @@ def _read_tables(files: list[Path]) -> Dataset:
     if table.empty:
         raise ValueError("it has no rows")
     for name, column in table.items():
-        if column.dtype == object and any(type(value) is int for value in column):  # one is past 64 bits
+        if column.dtype == object and any(type(value) is int and abs(value) >= 2**63 for value in column):
             table[name] = column.map(str, na_action="ignore")
     return Dataset.from_pandas(table, preserve_index=False)
 
@@ -243,10 +243,14 @@ def dialect(file: Path) -> dict[str, Any]:
             names, *first = [*islice((row for row in rows if row), 2)] or [[]]
         finally:
             csv.field_size_limit(longest)
-    if twice := sorted(name for name, times in Counter(names).items() if name and times > 1):
-        raise UserError(f"{file} names the column {twice[0]} more than once; expected each name once")
     if any("\0" in name or "\ufffd" in name for name in names):
         raise UserError(f"{file} is no text in UTF-8; expected {WHOLE['csv']}")
+    if twice := sorted(
+        name
+        for name, times in Counter(name.removeprefix("\ufeff") for name in names).items()
+        if name and times > 1
+    ):
+        raise UserError(f"{file} names the column {twice[0]} more than once; expected each name once")
     expected = "tabs" if tabs else "commas, or tabs in a .tsv"
     for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs"), (",", "commas")):
         parts = names[0].count(other) if len(names) == 1 and other != separator else 0

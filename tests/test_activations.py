@@ -32,22 +32,22 @@ def test_nothing_stays_switched_while_a_failure_is_looked_at(
     """As in a notebook, which keeps the last traceback and all that its frames hold."""
     calibration = calibrate(classifier.train(), tokenizer, sentences(3), 20)
     calibration.batches[0]["attention_mask"] = torch.ones(1, 1)
-    reading = calibration.read_by(classifier)
+    forward_pass = calibration.read_by(classifier)
     with pytest.raises(RuntimeError, match="is invalid for input") as failure:
-        reading.inputs_of(classifier.bert.encoder.layer[0].intermediate, "")
+        forward_pass.inputs_of(classifier.bert.encoder.layer[0].intermediate, "")
     assert classifier.training
     assert len(_get_current_function_mode_stack()) == 0
     assert failure.tb is not None
 
 
-def test_listening_hears_what_a_module_gets_until_it_ends() -> None:
+def test_inputs_of_a_module_are_recorded_until_the_end() -> None:
     module = torch.nn.Linear(2, 2)
     x, y = torch.ones(1, 2), torch.zeros(1, 2)
-    with recording_inputs(module) as heard:
+    with recording_inputs(module) as recorded:
         module(y)
         module(x)
     module(x)
-    assert [entry.tolist() for entry in heard] == [[[0.0, 0.0]], [[1.0, 1.0]]]
+    assert [entry.tolist() for entry in recorded] == [[[0.0, 0.0]], [[1.0, 1.0]]]
 
 
 @pytest.mark.parametrize("chunk", [0, 1], ids=["whole", "chunked"])
@@ -61,29 +61,29 @@ def test_another_model_reads_the_same_tokens(
     expected = [inputs for inputs, _ in calibration.ffns()]
     for layer in classifier.bert.encoder.layer:
         layer.chunk_size_feed_forward = chunk
-    reading = calibration.read_by(classifier)
+    forward_pass = calibration.read_by(classifier)
     for layer, theirs in zip(classifier.bert.encoder.layer, expected, strict=True):
-        assert torch.equal(reading.inputs_of(layer.intermediate, "Again"), theirs)
+        assert torch.equal(forward_pass.inputs_of(layer.intermediate, "Again"), theirs)
         assert layer.chunk_size_feed_forward == chunk
     assert hooks_of(classifier) == 0
 
 
-def test_a_reading_goes_on_from_where_it_is_and_no_further_than_asked(
+def test_a_forward_pass_goes_on_from_where_it_is_and_no_further_than_asked(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
     """What lies above may change meanwhile, and what lies below has been used."""
     calibration = calibrate(classifier, tokenizer, texts, n_tokens=300)
     before = [inputs for inputs, _ in calibration.ffns()]
     first, second = classifier.bert.encoder.layer
-    reading = calibration.read_by(classifier)
+    forward_pass = calibration.read_by(classifier)
     with recording_inputs(first) as once, recording_inputs(second) as beyond:
-        reading.inputs_of(first.intermediate, "")
+        forward_pass.inputs_of(first.intermediate, "")
         assert len(once) == len(calibration.batches)
         assert not beyond
         with torch.no_grad():
             first.attention.output.dense.weight.zero_()
             first.output.dense.weight.zero_()
-        found = reading.inputs_of(second.intermediate, "")
+        found = forward_pass.inputs_of(second.intermediate, "")
         assert len(once) == len(beyond) == len(calibration.batches)
     with torch.no_grad():
         again = calibration.read_by(classifier)

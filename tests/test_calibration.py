@@ -115,10 +115,10 @@ def test_all_tokens_where_there_are_fewer(
 def test_no_more_text_is_run_than_needed(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
-    with recording_inputs(classifier.bert.embeddings.word_embeddings) as heard:
+    with recording_inputs(classifier.bert.embeddings.word_embeddings) as recorded:
         inputs_of(calibrate(classifier, tokenizer, texts, n_tokens=400))
     # 100 texts may be needed for 400 tokens; these are longer, so fewer batches are run
-    assert len(heard) == 2 < -(-len(texts) // BATCH_SIZE)
+    assert len(recorded) == 2 < -(-len(texts) // BATCH_SIZE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
@@ -130,27 +130,35 @@ def test_collected_in_float32(
     assert not any(x.requires_grad for x in collected)
 
 
-@pytest.mark.parametrize("chunk", [0, 1], ids=["whole", "chunked"])
-def test_shared_ffn_gets_the_inputs_of_all_its_uses(tokenizer: PreTrainedTokenizerFast, chunk: int) -> None:
+@pytest.mark.parametrize(
+    ("n_layers", "uses", "chunk"),
+    [(6, (3, 3), 0), (6, (3, 3), 1), (3, (2, 1), 0)],
+    ids=["whole", "chunked", "uneven"],
+)
+def test_shared_ffn_gets_the_inputs_of_all_its_uses(
+    tokenizer: PreTrainedTokenizerFast, n_layers: int, uses: tuple[int, ...], chunk: int
+) -> None:
     """ALBERT's layers share one FFN per group; some configurations feed an FFN a few tokens at a time."""
     set_seed(0)
     sizes = {"hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 32}
-    model = AlbertModel(AlbertConfig(vocab_size=64, num_hidden_layers=6, num_hidden_groups=2, **sizes)).eval()
+    config = AlbertConfig(vocab_size=64, num_hidden_layers=n_layers, num_hidden_groups=2, **sizes)
+    model = AlbertModel(config).eval()
     ffns = [group.albert_layers[0].ffn for group in model.encoder.albert_layer_groups]
     expected = []
-    for ffn in ffns:
-        with torch.no_grad(), recording_inputs(ffn) as heard:
+    for ffn, n_uses in zip(ffns, uses, strict=True):
+        with torch.no_grad(), recording_inputs(ffn) as recorded:
             for text in sentences(20):
                 model(**tokenizer(text, return_tensors="pt"))
-        assert len(heard) == 3 * 20
-        expected.append(torch.cat([x[0] for x in heard]))
+        assert len(recorded) == n_uses * 20
+        expected.append(torch.cat([x[0] for x in recorded]))
     for group in model.encoder.albert_layer_groups:
         group.albert_layers[0].chunk_size_feed_forward = chunk
     for ours, theirs in zip(
         inputs_of(calibrate(model, tokenizer, sentences(20), 10_000)), expected, strict=True
     ):
         assert_same_rows(ours, theirs)
-    assert [x.shape for x in inputs_of(calibrate(model, tokenizer, sentences(20), 10))] == [(3 * 10, 16)] * 2
+    shapes = [x.shape for x in inputs_of(calibrate(model, tokenizer, sentences(20), 10))]
+    assert shapes == [(10 * n_uses, 16) for n_uses in uses]
 
 
 def test_a_model_of_one_layer(tokenizer: PreTrainedTokenizerFast) -> None:

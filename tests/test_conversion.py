@@ -106,8 +106,8 @@ def test_fit_is_what_the_layer_does_on_held_out_tokens(
     calibration = calibrate(classifier, tokenizer, sentences(60), 300, seed=3)
     ffns = read_ffns(classifier, FAMILIES["bert"])
     places = ffn_inputs_of(made.model, FAMILIES["bert"])
-    reading = calibration.read_by(made.model)
-    ours_all = [reading.inputs_of(place, "") for place in places]
+    forward_pass = calibration.read_by(made.model)
+    ours_all = [forward_pass.inputs_of(place, "") for place in places]
     theirs_all = [inputs for inputs, _ in calibration.ffns()]
     assert torch.equal(ours_all[0], theirs_all[0])
     for number, (fit, ffn) in enumerate(zip(made.layers, ffns, strict=True)):

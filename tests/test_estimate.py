@@ -85,8 +85,10 @@ def test_a_dry_run_refuses_more_leaves_than_there_are_tokens(home: Path) -> None
 
 
 def test_a_head_that_chooses_among_texts_is_foretold() -> None:
+    state = torch.get_rng_state()
     found = estimate(transformers.BertForMultipleChoice, tiny_config(), TREE, "inputs", Workload(100))
     assert all(seconds > 0 for seconds in found.seconds.values())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_dry_run_with_a_head_that_is_still_to_be_made(home: Path) -> None:

@@ -96,6 +96,6 @@ def test_words_of_a_vocabulary_are_differentiated_a_few_texts_at_a_time(
     for head, expected in (("", [5]), ("ForMaskedLM", [2, 2, 1])):
         model = tiny_model("bert", f"AutoModel{head}")
         places = ffn_outputs_of(model, FAMILIES["bert"])
-        with recording_inputs(places[0]) as heard:
+        with recording_inputs(places[0]) as recorded:
             sensitivities(model, places, [batch], seed=0)
-        assert [len(inputs) for inputs in heard] == expected
+        assert [len(inputs) for inputs in recorded] == expected

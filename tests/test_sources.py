@@ -286,9 +286,12 @@ def test_whole_numbers_past_64_bits_are_text(tmp_path: Path) -> None:
 
 def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
-    file.write_text("text,label,label\ngood film,1,0\n")
-    with pytest.raises(UserError, match=r"names the column label more than once; expected each name once"):
-        load_source(DataSource(str(file)))
+    for mark in ("", "\ufeff"):
+        file.write_text(f"{mark}label,text,label\n0,good film,1\n", encoding="utf-8")
+        with pytest.raises(
+            UserError, match=r"names the column label more than once; expected each name once"
+        ):
+            load_source(DataSource(str(file)))
 
 
 def test_a_packed_table_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
