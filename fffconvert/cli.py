@@ -374,6 +374,32 @@ def convert(
     display.say(f"The converted model is in {output}; every token uses {neurons} in each layer")
 
 
+def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
+    """What `--calibration` or `--data` names; nothing where neither is given."""
+    from fffconvert.sources import asked_for
+    from fffconvert.tasks import TASKS
+
+    if calibration is None and data is None:
+        return None
+    task = calibration if calibration in TASKS else None
+    if calibration is not None and task is None and not Path(calibration).is_file():
+        raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
+    if calibration is not None and data is not None:
+        raise UserError("--calibration and --data are both given; expected one of them")
+    return asked_for(task, None if task else calibration, data)
+
+
+def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
+    """The texts that were asked for, or what serves without."""
+    from fffconvert.data import read_texts
+    from fffconvert.python_docs import standard_library_sentences
+
+    if asked is not None:
+        return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
+    display.say("Calibrating on Python's own documentation; --calibration with text like yours works better")
+    return (loaded.prompt + sentence for sentence in standard_library_sentences())
+
+
 @main.command(short_help="Teach a converted model what its teacher does.")
 @click.argument("student")
 @click.argument("output", type=FOLDER)
@@ -609,32 +635,6 @@ def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
     )
     measured = latency.benchmark(loaded.model, sizes=((1, 128), (8, 128)), layer_tokens=(), others=False)
     return made, {"error": error, "latency": measured.to_dict()}
-
-
-def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
-    """What `--calibration` or `--data` names; nothing where neither is given."""
-    from fffconvert.sources import asked_for
-    from fffconvert.tasks import TASKS
-
-    if calibration is None and data is None:
-        return None
-    task = calibration if calibration in TASKS else None
-    if calibration is not None and task is None and not Path(calibration).is_file():
-        raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
-    if calibration is not None and data is not None:
-        raise UserError("--calibration and --data are both given; expected one of them")
-    return asked_for(task, None if task else calibration, data)
-
-
-def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
-    """The texts that were asked for, or what serves without."""
-    from fffconvert.data import read_texts
-    from fffconvert.python_docs import standard_library_sentences
-
-    if asked is not None:
-        return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
-    display.say("Calibrating on Python's own documentation; --calibration with text like yours works better")
-    return (loaded.prompt + sentence for sentence in standard_library_sentences())
 
 
 @main.command(short_help="Write a graph for ONNX Runtime.")
