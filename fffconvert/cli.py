@@ -32,7 +32,7 @@ from fffconvert.options import (
     training_options,
     tree_options,
 )
-from fffconvert.recipe import CALIBRATION_TOKENS, DISTILL, FINETUNE, DataSource, Init, Training, load_recipe
+from fffconvert.recipe import CALIBRATION_TOKENS, DISTILL, FINETUNE, DataSource, Init, load_recipe
 from fffconvert.tables import (
     active,
     show_comparison,
@@ -435,7 +435,7 @@ def distill(
     fffconvert distill student distilled --teacher teacher --task sst2
     fffconvert distill student distilled --teacher teacher --data train.csv
     """
-    settings = Training(**training)
+    settings = replace(DISTILL, **training)
     quiet_libraries()
     from fffconvert import checkpoint, distillation, folders
     from fffconvert.data import read_data

@@ -217,7 +217,7 @@ def _read_tables(files: list[Path]) -> Dataset:
     table = pandas.concat(tables, ignore_index=True)
     if table.empty:
         raise ValueError("it has no rows")
-    for name, column in table.items():
+    for name, column in table.items():  # Arrow has no whole numbers past 64 bits
         if column.dtype == object and any(type(value) is int and abs(value) >= 2**63 for value in column):
             table[name] = column.map(str, na_action="ignore")
     return Dataset.from_pandas(table, preserve_index=False)
@@ -233,7 +233,7 @@ def dialect(file: Path) -> dict[str, Any]:
     """
     tabs = file.suffix.lower() == ".tsv"
     separator = "\t" if tabs else ","
-    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         unclosed = tabs and any(line.count('"') % 2 for line in lines)
         quoting: Literal[0, 3] = csv.QUOTE_NONE if unclosed else csv.QUOTE_MINIMAL
         lines.seek(0)
@@ -245,11 +245,7 @@ def dialect(file: Path) -> dict[str, Any]:
             csv.field_size_limit(longest)
     if any("\0" in name or "\ufffd" in name for name in names):
         raise UserError(f"{file} is no text in UTF-8; expected {WHOLE['csv']}")
-    if twice := sorted(
-        name
-        for name, times in Counter(name.removeprefix("\ufeff") for name in names).items()
-        if name and times > 1
-    ):
+    if twice := sorted(name for name, times in Counter(names).items() if name and times > 1):
         raise UserError(f"{file} names the column {twice[0]} more than once; expected each name once")
     expected = "tabs" if tabs else "commas, or tabs in a .tsv"
     for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs"), (",", "commas")):
