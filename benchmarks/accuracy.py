@@ -1,7 +1,7 @@
 """What the FFN is worth, and how much of it a converted model keeps: GLUE tasks, every control, one table.
 
     python -m benchmarks.accuracy WORK RESULTS.json --model MODEL --data-dir GLUE [--task sst2 --task cola ...]
-        [--shape 7x12,7x27] [--seed 0,1,2] [--students removed,converted] [--rows 12000] [--epochs 4]
+        [--shape 7x12,7x27] [--seed 0,1,2] [--students removed,converted] [--rows 12000] [--epochs-of-teacher 1.5]
         [--calibration-tokens 131072] [--teacher-rows 30000]
 
 For each task this fine-tunes a teacher (once: other students, shapes and seeds find it), then converts, distils and
@@ -40,7 +40,7 @@ FIGURES = ("before_distillation", "score", "retention", "agreement", "hidden_err
 def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[str, Any]]:
     """The rows of one task: the teacher, and the students asked for in every shape."""
     teacher = teacher_of(arguments, task)
-    epochs = EPOCHS[task] // 2 if arguments.epochs is None else arguments.epochs
+    epochs = round(EPOCHS[task] * arguments.epochs_of_teacher)
     budget = f"rows{arguments.rows}-epochs{epochs}-tokens{arguments.calibration_tokens}"
     work = folder_of_task(arguments, task) / f"{budget}-seed{seed}"
     work.mkdir(exist_ok=True)
@@ -156,7 +156,12 @@ def main() -> None:
     parser = parser_of(__doc__, [CONVERTED, *CONTROLS])
     parser.add_argument("--task", action="append", choices=EPOCHS)
     parser.add_argument("--rows", type=int, default=12_000, help="that a student is distilled on, at most")
-    parser.add_argument("--epochs", type=int, help="of a student; not given, half as many as its teacher had")
+    parser.add_argument(
+        "--epochs-of-teacher",
+        type=float,
+        default=0.5,
+        help="epochs of a student, for each that its teacher had",
+    )
     parser.add_argument(
         "--calibration-tokens", type=int, default=CALIBRATION_TOKENS, help="that trees are fitted on"
     )
