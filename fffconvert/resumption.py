@@ -31,10 +31,10 @@ FINGERPRINT = "settings.json"  # in the folder of a run's checkpoints
 DAMAGED = (SafetensorError, UnpicklingError)
 
 
-def fingerprint(
+def fingerprint_of(
     settings: Training, seed: int, rows: Dataset, model: nn.Module, teacher: nn.Module | None
 ) -> dict[str, Any]:
-    """What tells one training run from another: its settings and the digests of all it reads."""
+    """What tells one training run from another: its settings and the digests of all that it reads."""
     return {
         **asdict(settings),
         "seed": seed,
@@ -66,10 +66,10 @@ def digest_of(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, described: dict[str, Any]) -> None:
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, fingerprint: dict[str, Any]) -> None:
     """Writes `folder/step-N` beside its name first, then removes the older ones.
 
-    What tells the run from others lies beside it, so that none of them resumes it.
+    The run's fingerprint lies beside it, so that no other run resumes it.
 
     Raises:
         NotWritten: For a checkpoint that cannot be written, as to a full disk.
@@ -78,7 +78,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, described
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_whole(folder / FINGERPRINT, json.dumps(described, indent=2))
+        write_whole(folder / FINGERPRINT, json.dumps(fingerprint, indent=2))
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
@@ -96,7 +96,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, described
             shutil.rmtree(folder / f"step-{older}")
 
 
-def resume(accelerator: Accelerator, folder: Path | None, described: dict[str, Any]) -> int:
+def resume(accelerator: Accelerator, folder: Path | None, fingerprint: dict[str, Any]) -> int:
     """Loads the newest checkpoint, if there is one; returns the step that it was taken at.
 
     Raises:
@@ -104,7 +104,7 @@ def resume(accelerator: Accelerator, folder: Path | None, described: dict[str, A
     """
     if folder is None or not checkpoints_in(folder):
         return 0
-    refuse_another(folder / FINGERPRINT, described)
+    refuse_another(folder / FINGERPRINT, fingerprint)
     step = checkpoints_in(folder)[-1]
     say(f"Resuming from step {step}")
     with readable(folder / f"step-{step}", folder):

@@ -40,7 +40,7 @@ from fffconvert.modeling import refuse_inference
 from fffconvert.modes import own_forward
 from fffconvert.projection import onednn_on
 from fffconvert.recipe import Training
-from fffconvert.resumption import fingerprint, resume, save_checkpoint
+from fffconvert.resumption import fingerprint_of, resume, save_checkpoint
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
 """From a model and a batch to the loss and the figures to log."""
@@ -168,8 +168,8 @@ def train(
             model, optimizer, schedule, loader_of(rows, tokenizer, batches)
         )
         wrapped.train(dropout)
-        described = fingerprint(settings, seed, rows, model, teacher) if checkpoints else {}
-        done = resume(accelerator, checkpoints, described)
+        fingerprint = fingerprint_of(settings, seed, rows, model, teacher) if checkpoints else {}
+        done = resume(accelerator, checkpoints, fingerprint)
         if log_with:
             named = {"wandb": {"name": run_name}}
             accelerator.init_trackers("fffconvert", config=asdict(settings), init_kwargs=named)
@@ -183,7 +183,7 @@ def train(
                 optimizer.zero_grad()
                 log_step(accelerator, figures, step, advance, logged=log_with is not None)
                 if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
-                    save_checkpoint(accelerator, checkpoints, step, described)
+                    save_checkpoint(accelerator, checkpoints, step, fingerprint)
     for tracker in accelerator.trackers:
         tracker.finish()  # `end_training` would part the processes too, which have more to do
     accelerator.free_memory()
