@@ -231,14 +231,14 @@ def score_task(
     if theirs is not None:
         teacher_score = compute_metrics(task, theirs[first], labels[first])[metric]
         agreed = agreement(task, ours[first], theirs[first])
-    return make_scores(config, task.name, metric, metrics[first][metric], teacher_score, agreed, metrics)
+    return make_scores(config, task, metric, metrics, teacher_score, agreed)
 
 
 def score_agreement(config: PreTrainedConfig, task: Task, ours: Outputs, theirs: Outputs) -> Scores:
     """Scores answers where there is no truth but the teacher."""
     metrics = {split: {"agreement": agreement(task, ours[split], theirs[split])} for split in ours}
-    first = next(iter(metrics.values()))["agreement"]
-    return make_scores(config, task.name, "agreement", first, 1.0, first, metrics)
+    agreed = next(iter(metrics.values()))["agreement"]
+    return make_scores(config, task, "agreement", metrics, 1.0, agreed)
 
 
 def score_similarity(
@@ -253,7 +253,7 @@ def score_similarity(
     scores = score_task(config, task, labels, cosines(ours), cosines(theirs) if theirs is not None else None)
     if theirs is None:
         return scores
-    near = {s: closeness(np.asarray(ours[s]), np.asarray(theirs[s]), distinct[s]) for s in ours}
+    near = score_encoder(config, task, ours, theirs, distinct).metrics
     return replace(
         scores, metrics={split: {**found, **near[split]} for split, found in scores.metrics.items()}
     )
@@ -272,10 +272,8 @@ def score_encoder(
 ) -> Scores:
     """Scores sentence embeddings `(n_texts, d_model)` by how close they are to the teacher's."""
     metrics = {s: closeness(np.asarray(ours[s]), np.asarray(theirs[s]), distinct[s]) for s in ours}
-    first = next(iter(metrics.values()))
-    return make_scores(
-        config, task.name, "cosine", first["cosine"], 1.0, first["neighbour_agreement"], metrics
-    )
+    agreed = next(iter(metrics.values()))["neighbour_agreement"]
+    return make_scores(config, task, "cosine", metrics, 1.0, agreed)
 
 
 def closeness(
@@ -290,21 +288,21 @@ def closeness(
 
 def make_scores(
     config: PreTrainedConfig,
-    task: str,
+    task: Task,
     metric: str,
-    value: float,
+    metrics: dict[str, dict[str, float]],
     teacher_score: float | None,
     agreed: float | None,
-    metrics: dict[str, dict[str, float]],
 ) -> Scores:
-    """Adds to a result what the model's configuration says of its cost."""
+    """The result by one metric on the first split, with what the model's configuration says of its cost."""
     active, dense = active_neurons(config), dense_neurons(config)
+    score = next(iter(metrics.values()))[metric]
     return Scores(
-        task=task,
+        task=task.name,
         metric=metric,
-        score=value,
+        score=score,
         teacher_score=teacher_score,
-        retention=value / teacher_score if teacher_score and teacher_score > 0 else None,
+        retention=score / teacher_score if teacher_score and teacher_score > 0 else None,
         agreement=agreed,
         active_neurons=active,
         dense_neurons=dense,

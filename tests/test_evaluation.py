@@ -41,7 +41,8 @@ def test_value_kept():
 
 def test_retention_has_no_meaning_without_a_teacher_or_where_it_is_no_good():
     for teacher, expected in ((0.8, 0.5), (None, None), (0.0, None), (-0.1, None)):
-        found = make_scores(tiny_config(), "sst2", "accuracy", 0.4, teacher, None, {})
+        metrics = {"validation": {"accuracy": 0.4}}
+        found = make_scores(tiny_config(), TASKS["sst2"], "accuracy", metrics, teacher, None)
         assert found.retention == expected
     assert (found.active_neurons, found.share) == (32, 1)
 
