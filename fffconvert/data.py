@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.columns import task_of
-from fffconvert.encoding import texts_in, texts_of, tokenized
+from fffconvert.encoding import check_texts, texts_of, tokenized
 from fffconvert.errors import UserError
 from fffconvert.heads import as_saved, check_judgeable, kind_of
 from fffconvert.recipe import MAX_LENGTH, DataSource
@@ -85,8 +85,7 @@ def read_data(
     config = None if model is None else as_saved(model)
     train = train_split(asked, data_dir)
     task = task_of(asked, train, config, labelled)
-    for column in task.columns:
-        texts_in(task, train, column)  # before rows are drawn, so that one without text has its number
+    check_texts(task, train)  # before rows are drawn, so that one without text has its number
     validations = validation_splits(asked, data_dir) if held_out else {}
     if held_out and not validations:
         validations, train = hold_out(name_of(asked), train, held_out, seed)

@@ -34,25 +34,25 @@ Columns = dict[str, list[Any]]
 
 
 def texts_of(task: Task, rows: Dataset) -> list[Text]:
-    """The texts, or pairs of texts, of a split; words are joined by spaces. An encoder reads each text by itself."""
-    columns = [texts_in(task, rows, name) for name in task.columns]
+    """The texts, or pairs of texts, of a split; words are joined by spaces. An encoder reads each text by itself.
+
+    Raises:
+        UserError: As `check_texts` does.
+    """
+    check_texts(task, rows)
+    columns = [[_joined(task, value) for value in rows[name]] for name in task.columns]
     if len(columns) == 1 or task.kind in ALONE:
         return [text for column in columns for text in column]
     return [*zip(*columns, strict=True)]
 
 
-def texts_in(task: Task, rows: Dataset, column: str) -> list[str]:
-    """The texts of one column.
-
-    Raises:
-        UserError: For a row without text; it is named.
-    """
-    values = list(rows[column])
-    for number, value in enumerate(values):
-        words = value if isinstance(value, list) and task.kind == "tokens" else [value]
-        if not all(isinstance(word, str) for word in words):
-            raise UserError(f"{task.name}: row {number} has {column} {reprlib.repr(value)}; expected text")
-    return [_joined(task, value) for value in values]
+def check_texts(task: Task, rows: Dataset) -> None:
+    """Raises a `UserError` for a row without text; it is named."""
+    for name in task.columns:
+        for number, value in enumerate(rows[name]):
+            words = value if isinstance(value, list) and task.kind == "tokens" else [value]
+            if not all(isinstance(word, str) for word in words):
+                raise UserError(f"{task.name}: row {number} has {name} {reprlib.repr(value)}; expected text")
 
 
 def _joined(task: Task, value: str | list[str]) -> str:
@@ -83,7 +83,8 @@ def tokenized(
         sides = [replace(task, columns=(column,)) for column in task.columns]
         return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
 
-    check_rows(task, rows)
+    check_texts(task, rows)
+    check_labels(task, rows)
     code = coder(task, rows)
     # a new column would be cast to the type of an old one of its name
     needed = {name: f"given {name}" for name in (*task.columns, task.label) if name is not None}
@@ -119,10 +120,8 @@ def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def check_rows(task: Task, rows: Dataset) -> None:
-    """Raises a `UserError` for a row without text, or without a label where each has one."""
-    for name in task.columns:
-        texts_in(task, rows, name)
+def check_labels(task: Task, rows: Dataset) -> None:
+    """Raises a `UserError` for a row without a label where each has one."""
     if task.label is not None and (task.kind == "classification" or task.is_regression):
         given = list(rows[task.label])
         if None in given:
