@@ -84,7 +84,7 @@ def read_data(
             raise UserError(f"{name} is {value}; expected at least {least}")
     config = None if model is None else as_saved(model)
     train = train_split(asked, data_dir)
-    task = task_of(asked, train, config, labelled)
+    task = prompted(task_of(asked, train, config, labelled), prompt)
     check_texts(task, train)  # before rows are drawn, so that one without text has its number
     validations = validation_splits(asked, data_dir) if held_out else {}
     if held_out and not validations:
@@ -92,7 +92,7 @@ def read_data(
     elif train_rows is not None:
         train = shuffled(train, seed)
     train = train.select(range(min(train_rows or len(train), len(train))))
-    task = replace(task, validations=tuple(validations) or task.validations, prompt=prompt or task.prompt)
+    task = replace(task, validations=tuple(validations) or task.validations)
     check_columns(task, validations)
     limit = readable_length(tokenizer, config, max_length)
     return Data(
@@ -101,6 +101,11 @@ def read_data(
         tokenized(task, train, tokenizer, limit, seed),
         {split: tokenized(task, rows, tokenizer, limit, seed) for split, rows in validations.items()},
     )
+
+
+def prompted(task: Task, prompt: str) -> Task:
+    """The task with a model's prompt before every text; where that has none, with its own."""
+    return replace(task, prompt=prompt or task.prompt)
 
 
 def check_model(asked: Asked, config: PreTrainedConfig, name: str) -> None:
@@ -152,8 +157,8 @@ def read_validations(
     if not splits and isinstance(asked, DataSource) and len(found := load_source(asked)) > 1:
         raise several_splits(asked, found)
     splits = splits or {name_of(asked): train_split(asked, data_dir)}
-    task = task_of(asked, next(iter(splits.values())), config)
-    task = replace(task, validations=tuple(splits), prompt=prompt or task.prompt)
+    task = prompted(task_of(asked, next(iter(splits.values())), config), prompt)
+    task = replace(task, validations=tuple(splits))
     check_columns(task, splits)
     limit = readable_length(tokenizer, config, max_length)
     return task, {name: tokenized(task, rows, tokenizer, limit) for name, rows in splits.items()}
@@ -177,5 +182,4 @@ def read_texts(
         prompt = prompt if kind_of(config) == "embedding" else ""
         return (prompt + line for line in read_lines(asked))
     rows = train_split(asked, data_dir)
-    task = task_of(asked, rows, config, labelled=False)
-    return texts_of(replace(task, prompt=prompt or task.prompt), rows)
+    return texts_of(prompted(task_of(asked, rows, config, labelled=False), prompt), rows)
