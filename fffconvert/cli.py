@@ -379,14 +379,15 @@ def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
     from fffconvert.sources import asked_for
     from fffconvert.tasks import TASKS
 
-    if calibration is None and data is None:
-        return None
-    task = calibration if calibration in TASKS else None
-    if calibration is not None and task is None and not Path(calibration).is_file():
-        raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
-    if calibration is not None and data is not None:
+    if calibration is None:
+        return data
+    if data is not None:
         raise UserError("--calibration and --data are both given; expected one of them")
-    return asked_for(task, None if task else calibration, data)
+    if calibration in TASKS:
+        return TASKS[calibration]
+    if not Path(calibration).is_file():
+        raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
+    return asked_for(None, calibration, None)
 
 
 def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:

@@ -325,6 +325,7 @@ def test_a_locale_without_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
             "expected a depth of at most 3, or more",
         ),
         ("convert a b --calibration sst3", "sst3 is neither a file nor a task"),
+        ("convert a b --calibration sst2 --data c.csv", "--calibration and --data are both given"),
         ("finetune a b", "nothing to read is named; expected either `task` "),
         ("finetune a b --task sst3", "task 'sst3' is unknown; expected one of cola"),
         ("distill a b --teacher c --task sst3", "task 'sst3' is unknown; expected one of cola"),
