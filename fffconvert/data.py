@@ -177,7 +177,7 @@ def check_columns(task: Task, splits: dict[str, Dataset]) -> None:
 def read_texts(
     asked: Asked, config: PreTrainedConfig, data_dir: Path | None = None, prompt: str = ""
 ) -> Iterable[Text]:
-    """The texts alone, for a model to be calibrated on. Takes and raises what `read_data` does."""
+    """The texts alone, for a model of that configuration to be calibrated on. Raises what `read_data` does of them."""
     if isinstance(asked, Path):
         prompt = prompt if kind_of(config) == "embedding" else ""
         return (prompt + line for line in read_lines(asked))

@@ -190,7 +190,7 @@ def fitting(ffn: DenseFFN, tree: TreeShape, init: Init, n_tokens: int) -> float:
 
 
 def seconds_of(action: Callable[[], object], again: bool = True) -> float:
-    """How long something takes, the better of two; `again` does it once more first, to warm up."""
+    """How long something takes: once, or where it can be done `again` the better of two after a first."""
     if again:
         action()
     measured = []

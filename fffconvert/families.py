@@ -262,7 +262,7 @@ def replace_ffns(model: PreTrainedModel, family: Family, make: Callable[[], nn.M
 def replace_projections(
     model: PreTrainedModel, family: Family, make: Callable[[nn.Linear], nn.Module]
 ) -> None:
-    """Puts what `make` returns in the place of each `nn.Linear` that a converted model's layers still hold."""
+    """Puts what `make` returns in the place of each `nn.Linear` that a model's layers hold."""
     for layer in layers_of(model, family):
         for path, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):

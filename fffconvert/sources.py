@@ -266,9 +266,9 @@ def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> Dat
 
     Args:
         task: The task.
-        splits: Some of `train` and the task's validation splits.
         data_dir: A folder with `TASK/SPLIT.parquet`; a `train_partial.parquet` serves, with a warning,
             where there is no `train.parquet`. Without a folder the data comes from the Hub.
+        splits: Some of `train` and the task's validation splits.
 
     Raises:
         UserError: For data that is missing, cannot be read, or lacks a column.

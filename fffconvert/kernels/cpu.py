@@ -1,6 +1,6 @@
 """The CPU kernel: `cpu.cpp`, built on first use, as operators that autograd and `torch.compile` know.
 
-Built against PyTorch's stable C++ interface and a few small headers of c10, which compile in seconds, with
+Built against PyTorch's stable C++ interface and a few small headers of ATen and c10, which compile in seconds, with
 whatever C++ compiler the machine has, for the very processor it runs on. The library is kept in the user's
 cache under a name that says what it was built from, so a new PyTorch, another processor or an edited source
 never meet an old build; for another compiler, delete it. Builders write beside it and rename: several processes
