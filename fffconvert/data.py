@@ -50,7 +50,7 @@ def read_data(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel | PreTrainedConfig | None,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     train_rows: int | None = None,
     held_out: int = 0,
     max_length: int = MAX_LENGTH,
@@ -65,7 +65,7 @@ def read_data(
         tokenizer: The model's.
         model: The model whose head and labels the data is for, or its configuration where it was saved so; none
             where the head is still to be made.
-        data_dir: As for `load_task`.
+        data_dir: As for `run`.
         train_rows: Rows to train on, drawn at random; all of them if not given.
         held_out: Rows to evaluate on where the data has none of its own; they are never trained on. With 0
             nothing is read to evaluate on.
@@ -141,7 +141,7 @@ def read_validations(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel | PreTrainedConfig | None,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     max_length: int = MAX_LENGTH,
     prompt: str = "",
 ) -> tuple[Task, dict[str, Dataset]]:
@@ -175,7 +175,7 @@ def check_columns(task: Task, splits: dict[str, Dataset]) -> None:
 
 
 def read_texts(
-    asked: Asked, config: PreTrainedConfig, data_dir: Path | None = None, prompt: str = ""
+    asked: Asked, config: PreTrainedConfig, data_dir: Path | str | None = None, prompt: str = ""
 ) -> Iterable[Text]:
     """The texts alone, for a model of that configuration to be calibrated on. Raises what `read_data` does of them."""
     if isinstance(asked, Path):

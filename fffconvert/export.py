@@ -32,7 +32,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LARGEST_FILE = 2**31  # bytes, protobuf's limit; past it the weights lie in a second file
 
 
-def export_onnx(model: PreTrainedModel, file: Path, inputs: Sequence[str] = INPUTS) -> None:
+def export_onnx(model: PreTrainedModel, file: Path | str, inputs: Sequence[str] = INPUTS) -> None:
     """Writes a model, dense or converted, as ONNX with dynamic batch and length.
 
     Inputs and outputs have the names that `transformers` gives them.

@@ -70,7 +70,7 @@ def refuse_table(file: Path) -> None:
         raise UserError(f"{file} is no text file but a table; give it as --data (in a recipe: data.path)")
 
 
-def train_split(asked: Asked, data_dir: Path | None) -> Dataset:
+def train_split(asked: Asked, data_dir: Path | str | None) -> Dataset:
     """The rows to train on: of own data the split `train`, or the only one."""
     if isinstance(asked, Task):
         return load_task(asked, data_dir, ("train",))["train"]
@@ -80,7 +80,7 @@ def train_split(asked: Asked, data_dir: Path | None) -> Dataset:
     return found[_train_name(asked, found)]
 
 
-def validation_splits(asked: Asked, data_dir: Path | None) -> dict[str, Dataset]:
+def validation_splits(asked: Asked, data_dir: Path | str | None) -> dict[str, Dataset]:
     """The rows to evaluate on by split; empty where there is a training split alone."""
     if isinstance(asked, Task):
         return load_task(asked, data_dir, asked.validations)
@@ -261,7 +261,7 @@ def dialect(file: Path) -> dict[str, Any]:
     return {"sep": separator, "quoting": quoting}
 
 
-def load_task(task: Task, data_dir: Path | None, splits: tuple[str, ...]) -> DatasetDict:
+def load_task(task: Task, data_dir: Path | str | None, splits: tuple[str, ...]) -> DatasetDict:
     """Splits of a task, with the columns and label codes of `nyu-mll/glue`.
 
     Args:
