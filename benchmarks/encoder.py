@@ -24,7 +24,7 @@ from fffconvert.evaluation import Judge
 from fffconvert.folders import write_whole
 from fffconvert.pipeline import CONVERTED, Stages, load_base, students_of
 from fffconvert.sources import train_split
-from fffconvert.tasks import as_asked_of, task_named
+from fffconvert.tasks import task_for, task_named
 from fffconvert.workspace import START, TEACHER
 
 
@@ -42,7 +42,7 @@ def sentences(work: Path, data_dir: Path | None) -> Path:
 def judge_of(teacher: Loaded, data_dir: Path | None) -> Judge:
     """Scores an encoder on STS-B, beside its teacher."""
     config = teacher.model.config
-    task = as_asked_of(config, task_named("stsb"))
+    task = task_for(config, task_named("stsb"))
     task, splits = read_validations(task, teacher.tokenizer, config, data_dir=data_dir, prompt=teacher.prompt)
     return Judge(teacher.tokenizer, task, splits, teacher.model, teacher.pooling)
 

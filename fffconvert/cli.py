@@ -245,12 +245,12 @@ def finetune(
     quiet_libraries()
     from fffconvert import checkpoint, distillation, folders
     from fffconvert.data import read_data
-    from fffconvert.sources import asked_for
+    from fffconvert.sources import source_of
 
     settings = replace(FINETUNE, **training)
     folders.refuse_existing(output)
     found = read_data(
-        asked_for(task, None, data),
+        source_of(task, None, data),
         checkpoint.load_tokenizer(model, checkpoint.load_config(model)),
         None,
         data_dir=data_dir,
@@ -334,13 +334,13 @@ def convert(
     tree = TreeShape(**shape)
     conversion.check_tree(tree, init, calibration_tokens)  # before a model is read
     folders.refuse_existing(output)
-    asked = calibration_data(calibration, data)
+    source = calibration_data(calibration, data)
     if dry_run:
         found = plan.plan_conversion(
             model,
             tree,
             init,
-            asked,
+            source,
             calibration_tokens,
             data_dir=data_dir,
             seed=seed,
@@ -353,7 +353,7 @@ def convert(
     made = conversion.convert(
         loaded.model,
         loaded.tokenizer,
-        calibration_texts(asked, loaded, data_dir),
+        calibration_texts(source, loaded, data_dir),
         tree,
         init,
         calibration_tokens,
@@ -376,7 +376,7 @@ def convert(
 
 def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
     """What `--calibration` or `--data` names; nothing where neither is given."""
-    from fffconvert.sources import asked_for
+    from fffconvert.sources import source_of
     from fffconvert.tasks import TASKS
 
     if calibration is None:
@@ -387,16 +387,16 @@ def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
         return TASKS[calibration]
     if not Path(calibration).is_file():
         raise UserError(f"--calibration {calibration} is neither a file nor a task ({', '.join(TASKS)})")
-    return asked_for(None, calibration, None)
+    return source_of(None, calibration, None)
 
 
-def calibration_texts(asked: Any, loaded: Any, data_dir: Path | None) -> Any:
-    """The texts that were asked for, or what serves without."""
+def calibration_texts(source: Any, loaded: Any, data_dir: Path | None) -> Any:
+    """The texts of a source, or what serves without one."""
     from fffconvert.data import read_texts
     from fffconvert.python_docs import standard_library_sentences
 
-    if asked is not None:
-        return read_texts(asked, loaded.model.config, data_dir, loaded.prompt)
+    if source is not None:
+        return read_texts(source, loaded.model.config, data_dir, loaded.prompt)
     display.say("Calibrating on Python's own documentation; --calibration with text like yours works better")
     return (loaded.prompt + sentence for sentence in standard_library_sentences())
 
@@ -441,15 +441,15 @@ def distill(
     from fffconvert import checkpoint, distillation, folders
     from fffconvert.data import read_data
     from fffconvert.inspection import fits_of
-    from fffconvert.sources import asked_for
+    from fffconvert.sources import source_of
 
     folders.refuse_existing(output)
-    asked = asked_for(task, text, data)
+    source = source_of(task, text, data)
     loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
     distillation.check_distillable(loaded.model, dense.model)
     layers = fits_of(student)  # read before the training, should it be no JSON
     found = read_data(
-        asked,
+        source,
         loaded.tokenizer,
         loaded.model.config,
         data_dir=data_dir,
@@ -520,20 +520,21 @@ def evaluate(
     quiet_libraries()
     from fffconvert import checkpoint, evaluation
     from fffconvert.data import check_model, read_validations
-    from fffconvert.sources import asked_for
-    from fffconvert.tasks import Task, as_asked_of
+    from fffconvert.sources import source_of
+    from fffconvert.tasks import Task, task_for
     from fffconvert.text import readable_length
 
     if min_retention is not None and teacher is None:
         raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
-    asked = asked_for(task, text, data)
+    source = source_of(task, text, data)
     loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
-    asked = as_asked_of(loaded.model.config, asked) if isinstance(asked, Task) else asked
+    if isinstance(source, Task):
+        source = task_for(loaded.model.config, source)
     for each in (loaded, dense) if dense else (loaded,):
-        check_model(asked, each.model.config, each.name)
+        check_model(source, each.model.config, each.name)
     limit = readable_length(loaded.tokenizer, loaded.model.config, max_length)
     judged, splits = read_validations(
-        asked,
+        source,
         loaded.tokenizer,
         loaded.model.config,
         data_dir=data_dir,

@@ -16,7 +16,7 @@ from fffconvert.errors import UserError
 from fffconvert.heads import Kind, kind_of, labels_of
 from fffconvert.labels import LISTS, class_names, is_ignored, labels_in, multi_hot, whole
 from fffconvert.recipe import DataSource
-from fffconvert.sources import Asked, name_of
+from fffconvert.sources import Source, name_of
 from fffconvert.tasks import AGREEMENT, METRICS, Task
 
 PAIRS = (
@@ -57,11 +57,11 @@ LABELS = (
 MOST_NAMES = 8  # of classes, in one line about them
 
 
-def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labelled: bool = True) -> Task:
+def task_of(source: Source, rows: Dataset, config: PreTrainedConfig | None, labelled: bool = True) -> Task:
     """The task that rows make for a model, whose head says what is asked; without one, the labels say it.
 
     Args:
-        asked: Where the rows come from.
+        source: Where the rows come from.
         rows: Some of them; the columns and classes are read off them.
         config: The model's; none where a head is still to be made for the labels.
         labelled: Whether labels are wanted.
@@ -70,23 +70,23 @@ def task_of(asked: Asked, rows: Dataset, config: PreTrainedConfig | None, labell
         UserError: For a column that is not there or that cannot be guessed, or labels that a head is to be
             made for and that are not there.
     """
-    if isinstance(asked, Task):
-        return asked if labelled else unlabelled(asked.name, asked.columns, config)
-    if isinstance(asked, Path):
+    if isinstance(source, Task):
+        return source if labelled else unlabelled(source.name, source.columns, config)
+    if isinstance(source, Path):
         return unlabelled("text", ("text",), config)
-    name = name_of(asked)
+    name = name_of(source)
     kind = kind_of(config) if config is not None else None
-    if asked.label is not None:
-        _require(asked, rows, asked.label)
-    label = label_column(asked, rows, kind) if labelled else None
+    if source.label is not None:
+        _require(source, rows, source.label)
+    label = label_column(source, rows, kind) if labelled else None
     if kind is None:
         if label is None:
             raise UserError(
-                f"{asked.path}: which column holds the labels? It has {', '.join(rows.column_names)}; "
+                f"{source.path}: which column holds the labels? It has {', '.join(rows.column_names)}; "
                 "name it with --label-column (in a recipe: data.label)"
             )
-        kind = kind_of_labels(asked, rows, label)
-    columns = text_columns(asked, rows, kind, label)
+        kind = kind_of_labels(source, rows, label)
+    columns = text_columns(source, rows, kind, label)
     task = unlabelled(name, columns, config)
     if label is not None:
         labels = class_labels(rows, label, kind, config)

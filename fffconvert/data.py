@@ -16,7 +16,7 @@ from fffconvert.errors import UserError
 from fffconvert.heads import as_saved, check_judgeable, kind_of
 from fffconvert.recipe import MAX_LENGTH, DataSource
 from fffconvert.sources import (
-    Asked,
+    Source,
     load_source,
     name_of,
     read_lines,
@@ -46,7 +46,7 @@ class Data:
 
 
 def read_data(
-    asked: Asked,
+    source: Source,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel | PreTrainedConfig | None,
     *,
@@ -58,10 +58,10 @@ def read_data(
     labelled: bool = True,
     prompt: str = "",
 ) -> Data:
-    """Reads what was asked for, and draws the rows to train on.
+    """Reads a source, and draws the rows to train on.
 
     Args:
-        asked: A GLUE task, a text file, or one's own data.
+        source: A GLUE task, a text file, or one's own data.
         tokenizer: The model's.
         model: The model whose head and labels the data is for, or its configuration where it was saved so; none
             where the head is still to be made.
@@ -77,18 +77,18 @@ def read_data(
     Raises:
         UserError: For data that is missing or malformed, fewer rows than are to be held out, or no rows to train on.
     """
-    if not isinstance(asked, Asked):
-        raise UserError(f"asked is {asked!r}; expected a Task, a Path or a DataSource")
+    if not isinstance(source, Source):
+        raise UserError(f"source is {source!r}; expected a Task, a Path or a DataSource")
     for name, value, least in (("train_rows", train_rows, 1), ("held_out", held_out, 0)):
         if value is not None and value < least:
             raise UserError(f"{name} is {value}; expected at least {least}")
     config = None if model is None else as_saved(model)
-    train = train_split(asked, data_dir)
-    task = prompted(task_of(asked, train, config, labelled), prompt)
+    train = train_split(source, data_dir)
+    task = prompted(task_of(source, train, config, labelled), prompt)
     check_texts(task, train)  # before rows are drawn, so that one without text has its number
-    validations = validation_splits(asked, data_dir) if held_out else {}
+    validations = validation_splits(source, data_dir) if held_out else {}
     if held_out and not validations:
-        validations, train = hold_out(name_of(asked), train, held_out, seed)
+        validations, train = hold_out(name_of(source), train, held_out, seed)
     elif train_rows is not None:
         train = shuffled(train, seed)
     train = train.select(range(min(train_rows or len(train), len(train))))
@@ -108,10 +108,10 @@ def prompted(task: Task, prompt: str) -> Task:
     return replace(task, prompt=prompt or task.prompt)
 
 
-def check_model(asked: Asked, config: PreTrainedConfig, name: str) -> None:
-    """Raises a `UserError` for a model whose head cannot be judged by what was asked for."""
-    if isinstance(asked, Task):
-        check_head(asked, config, name)
+def check_model(source: Source, config: PreTrainedConfig, name: str) -> None:
+    """Raises a `UserError` for a model whose head cannot be judged by these rows."""
+    if isinstance(source, Task):
+        check_head(source, config, name)
     else:
         check_judgeable(config, name)
 
@@ -137,7 +137,7 @@ def shuffled(rows: Dataset, seed: int) -> Dataset:
 
 
 def read_validations(
-    asked: Asked,
+    source: Source,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel | PreTrainedConfig | None,
     *,
@@ -153,11 +153,11 @@ def read_validations(
         UserError: For data that is missing or malformed.
     """
     config = None if model is None else as_saved(model)
-    splits = validation_splits(asked, data_dir)
-    if not splits and isinstance(asked, DataSource) and len(found := load_source(asked)) > 1:
-        raise several_splits(asked, found)
-    splits = splits or {name_of(asked): train_split(asked, data_dir)}
-    task = prompted(task_of(asked, next(iter(splits.values())), config), prompt)
+    splits = validation_splits(source, data_dir)
+    if not splits and isinstance(source, DataSource) and len(found := load_source(source)) > 1:
+        raise several_splits(source, found)
+    splits = splits or {name_of(source): train_split(source, data_dir)}
+    task = prompted(task_of(source, next(iter(splits.values())), config), prompt)
     task = replace(task, validations=tuple(splits))
     check_columns(task, splits)
     limit = readable_length(tokenizer, config, max_length)
@@ -175,11 +175,11 @@ def check_columns(task: Task, splits: dict[str, Dataset]) -> None:
 
 
 def read_texts(
-    asked: Asked, config: PreTrainedConfig, data_dir: Path | str | None = None, prompt: str = ""
+    source: Source, config: PreTrainedConfig, data_dir: Path | str | None = None, prompt: str = ""
 ) -> Iterable[Text]:
     """The texts alone, for a model of that configuration to be calibrated on. Raises what `read_data` does of them."""
-    if isinstance(asked, Path):
+    if isinstance(source, Path):
         prompt = prompt if kind_of(config) == "embedding" else ""
-        return (prompt + line for line in read_lines(asked))
-    rows = train_split(asked, data_dir)
-    return texts_of(prompted(task_of(asked, rows, config, labelled=False), prompt), rows)
+        return (prompt + line for line in read_lines(source))
+    rows = train_split(source, data_dir)
+    return texts_of(prompted(task_of(source, rows, config, labelled=False), prompt), rows)

@@ -74,17 +74,18 @@ def fit_layer(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         layer = FFF(shape, ffn.d_model, ffn.activation)
-        asked = ffn.in_chunks(inputs) if target is None else target  # (n_tokens, d_model)
+        if target is None:
+            target = ffn.in_chunks(inputs)
         if init == "random":
-            layer.leaf_out_bias[0] = asked.mean(0)
+            layer.leaf_out_bias[0] = target.mean(0)
         elif shape.linear and sensitivity is not None:
             there, back = square_roots(sensitivity)
             seen = replace(ffn, out_weight=ffn.out_weight @ there, out_bias=ffn.out_bias @ there)
-            fit_parts(seen, inputs, asked @ there, layer, init, seed)
+            fit_parts(seen, inputs, target @ there, layer, init, seed)
             for name in ("node_out_weight", "leaf_out_weight", "leaf_out_bias", "trunk_out_weight"):
                 getattr(layer, name).copy_(getattr(layer, name) @ back)
         else:
-            fit_parts(ffn, inputs, asked.clone(), layer, init, seed)
+            fit_parts(ffn, inputs, target.clone(), layer, init, seed)
     return layer
 
 

@@ -40,7 +40,7 @@ from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import Init, Recipe
 from fffconvert.resumption import delete_checkpoints, digest_of_rows, digest_of_weights, refuse_another
 from fffconvert.sentence import read_modules
-from fffconvert.sources import asked_for
+from fffconvert.sources import source_of
 from fffconvert.tree import REMOVED, TreeShape, narrow
 from fffconvert.workspace import (
     INPUTS,
@@ -154,16 +154,16 @@ def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded
 def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path | None) -> Data:
     """What a recipe trains and evaluates on, as the model called `name` takes it; its head may be still to make."""
     check_tree(recipe.tree, recipe.init, recipe.calibration_tokens)
-    asked = asked_for(recipe.task, recipe.text, recipe.data)
+    source = source_of(recipe.task, recipe.text, recipe.data)
     config = load_config(name)
     refuse_converted(config)
     modules = None if new_head else read_modules(name)
     if modules is not None:
         modules.pooling()  # needs a library: better said now than after the conversion
     if not new_head:
-        check_model(asked, config, recipe.model)
+        check_model(source, config, recipe.model)
     return read_data(
-        asked,
+        source,
         load_tokenizer(name, config),
         None if new_head else config,
         data_dir=data_dir,

@@ -11,7 +11,7 @@ from fffconvert.data import read_texts
 from fffconvert.estimate import Estimate, Workload, estimate
 from fffconvert.pipeline import CONVERTED, read_recipe_data, students_of
 from fffconvert.recipe import MAX_LENGTH, Init, Recipe
-from fffconvert.sources import Asked
+from fffconvert.sources import Source
 from fffconvert.text import readable_length
 from fffconvert.tree import TreeShape
 
@@ -41,7 +41,7 @@ def plan_conversion(
     model: str,
     tree: TreeShape,
     init: Init,
-    asked: Asked | None,
+    source: Source | None,
     calibration_tokens: int,
     *,
     data_dir: Path | None = None,
@@ -54,7 +54,7 @@ def plan_conversion(
         model: Hub id or folder of the dense model.
         tree: The shape of every layer.
         init: What would be clustered.
-        asked: What to calibrate on; without it there is text enough.
+        source: What to calibrate on; without it there is text enough.
         calibration_tokens: Tokens of it to use.
         data_dir: As for `run`.
         seed: Decides the sample of the text.
@@ -63,8 +63,8 @@ def plan_conversion(
     config = load_config(model)
     head, tokenizer = head_class(model, config), load_tokenizer(model, config)
     readable_length(tokenizer, config, max_length)
-    if asked is not None:
-        texts = read_texts(asked, config, data_dir, prompt_of(model))
+    if source is not None:
+        texts = read_texts(source, config, data_dir, prompt_of(model))
         batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
         calibration_tokens = min(calibration_tokens, tokens_in(batches))
         check_tree(tree, init, calibration_tokens)

@@ -51,7 +51,7 @@ def sensitivities(
     if model.get_output_embeddings() is not None:  # a number for each word of the vocabulary at each place
         few = [part for batch in few for part in parts_of(batch, BATCH_SIZE_OF_WORDS)]
     # a head that chooses among texts reads them in groups
-    asked = base_of(model) if chooses_among_texts(model) else model
+    differentiated = base_of(model) if chooses_among_texts(model) else model
     with (
         evaluating(model),
         undivided(model),
@@ -61,7 +61,7 @@ def sensitivities(
         differentiable(places) as outputs,
     ):
         for batch in track(few, "Measuring sensitivities"):
-            given = asked(**to_device(batch, model.device), return_dict=True)
+            given = differentiated(**to_device(batch, model.device), return_dict=True)
             projected = projection(given, batch["attention_mask"], generator)
             flat = [output for of_place in outputs for output in of_place]
             gradients = iter(torch.autograd.grad(projected, flat))

@@ -32,8 +32,8 @@ from fffconvert.tasks import TASKS, Task, task_named
 
 HUB_DATASET = "nyu-mll/glue"
 
-Asked = Task | Path | DataSource
-"""What may be asked for: a GLUE task, a text file with one text per line, or one's own data."""
+Source = Task | Path | DataSource
+"""Where rows may come from: a GLUE task, a text file with one text per line, or one's own data."""
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 MISSING = {"keep_default_na": False, "na_values": [""]}  # cells of a CSV file: "N/A" may be text, or a class
@@ -46,8 +46,8 @@ WHOLE = {
 """What a file must hold by its reader."""
 
 
-def asked_for(task: str | None, text: str | Path | None, data: DataSource | None) -> Asked:
-    """What a command or a recipe asks for.
+def source_of(task: str | None, text: str | Path | None, data: DataSource | None) -> Source:
+    """The one source that a command or a recipe names.
 
     Raises:
         UserError: For none or several of the three, a task that is not GLUE's, or a table given for a text file.
@@ -70,26 +70,26 @@ def refuse_table(file: Path) -> None:
         raise UserError(f"{file} is no text file but a table; give it as --data (in a recipe: data.path)")
 
 
-def train_split(asked: Asked, data_dir: Path | str | None) -> Dataset:
+def train_split(source: Source, data_dir: Path | str | None) -> Dataset:
     """The rows to train on: of own data the split `train`, or the only one."""
-    if isinstance(asked, Task):
-        return load_task(asked, data_dir, ("train",))["train"]
-    if isinstance(asked, Path):
-        return Dataset.from_dict({"text": list(read_lines(asked))})
-    found = load_source(asked)
-    return found[_train_name(asked, found)]
+    if isinstance(source, Task):
+        return load_task(source, data_dir, ("train",))["train"]
+    if isinstance(source, Path):
+        return Dataset.from_dict({"text": list(read_lines(source))})
+    found = load_source(source)
+    return found[_train_name(source, found)]
 
 
-def validation_splits(asked: Asked, data_dir: Path | str | None) -> dict[str, Dataset]:
+def validation_splits(source: Source, data_dir: Path | str | None) -> dict[str, Dataset]:
     """The rows to evaluate on by split; empty where there is a training split alone."""
-    if isinstance(asked, Task):
-        return load_task(asked, data_dir, asked.validations)
-    if isinstance(asked, Path):
+    if isinstance(source, Task):
+        return load_task(source, data_dir, source.validations)
+    if isinstance(source, Path):
         return {}
-    found = load_source(asked)
-    if asked.validation is not None:
-        return {asked.validation: _split(asked, found, asked.validation)}
-    train = asked.train or "train"
+    found = load_source(source)
+    if source.validation is not None:
+        return {source.validation: _split(source, found, source.validation)}
+    train = source.train or "train"
     names = [n for n in ("validation", "test") if n in found and n != train and len(found) > 1]
     return {name: found[name] for name in names[:1]}
 
@@ -116,14 +116,14 @@ def _split(source: DataSource, found: DatasetDict, name: str) -> Dataset:
     return found[name]
 
 
-def name_of(asked: Asked) -> str:
+def name_of(source: Source) -> str:
     """What scores call the data: the name of a file or folder, a Hub dataset's id; none is GLUE's or that of text."""
-    if isinstance(asked, Task):
-        return asked.name
-    if isinstance(asked, Path):
+    if isinstance(source, Task):
+        return source.name
+    if isinstance(source, Path):
         return "text"
-    path = Path(asked.path)
-    name = Path(os.path.abspath(path)).name if path.exists() else asked.path  # noqa: PTH100 - through no link
+    path = Path(source.path)
+    name = Path(os.path.abspath(path)).name if path.exists() else source.path  # noqa: PTH100 - through no link
     return f"{name} (own data)" if name in (*TASKS, "text") else name
 
 

@@ -103,7 +103,7 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def as_asked_of(config: PreTrainedConfig, task: Task) -> Task:
+def task_for(config: PreTrainedConfig, task: Task) -> Task:
     """The task itself; for an encoder without a head one of pairs and numbers, as STS-B is, by its embeddings."""
     if kind_of(config) == "embedding" and task.kind == "regression" and len(task.columns) == 2:
         return replace(task, kind="similarity", metrics=METRICS["similarity"])

@@ -20,7 +20,7 @@ from fffconvert.evaluation import (
     score_task,
     value_kept,
 )
-from fffconvert.tasks import TASKS, Task, as_asked_of
+from fffconvert.tasks import TASKS, Task, task_for
 
 
 def test_the_nearest_are_the_same_some_rows_at_a_time(monkeypatch):
@@ -77,7 +77,7 @@ def test_the_first_split_counts_and_all_are_kept():
 def test_pairs_of_embeddings_are_judged_by_their_cosine():
     config = tiny_config()
     config.architectures = ["BertModel"]
-    task = as_asked_of(config, TASKS["stsb"])
+    task = task_for(config, TASKS["stsb"])
     first, second = np.eye(4)[[0, 1, 2]], np.array([[1.0, 0, 0, 0], [0, 0.6, 0.8, 0], [0, 0, 0, 1.0]])
     given = {"validation": np.concatenate([first, second])}
     assert cosines(given)["validation"][:, 0] == pytest.approx([1, 0.6, 0])

@@ -17,7 +17,7 @@ import fffconvert.sources
 from fffconvert.data import read_data
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
-from fffconvert.sources import asked_for, load_source, name_of, read_lines
+from fffconvert.sources import load_source, name_of, read_lines, source_of
 from fffconvert.tasks import TASKS
 
 
@@ -134,7 +134,7 @@ def test_only_an_empty_cell_of_a_csv_file_has_nothing_in_it(
 
 def test_a_table_is_no_text_file() -> None:
     with pytest.raises(UserError, match=r"reviews.csv is no text file but a table; give it as --data"):
-        asked_for(None, "reviews.csv", None)
+        source_of(None, "reviews.csv", None)
     with pytest.raises(UserError, match=r"reviews.csv is no text file but a table"):
         next(read_lines(Path("reviews.csv")))
 
@@ -173,13 +173,13 @@ def test_a_text_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_only_one_of_task_text_and_data() -> None:
-    assert asked_for("sst2", None, None) is TASKS["sst2"]
-    assert asked_for(None, "a.txt", None) == Path("a.txt")
-    assert asked_for(None, None, DataSource("a.csv")) == DataSource("a.csv")
+    assert source_of("sst2", None, None) is TASKS["sst2"]
+    assert source_of(None, "a.txt", None) == Path("a.txt")
+    assert source_of(None, None, DataSource("a.csv")) == DataSource("a.csv")
     with pytest.raises(UserError, match="nothing to read is named; expected either `task` "):
-        asked_for(None, None, None)
+        source_of(None, None, None)
     with pytest.raises(UserError, match="task and data are named; expected either `task` "):
-        asked_for("sst2", None, DataSource("a.csv"))
+        source_of("sst2", None, DataSource("a.csv"))
 
 
 def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
