@@ -186,15 +186,16 @@ def run(
     named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     recipe = load_recipe(recipe_file, (*overrides, *named))
     quiet_libraries()
-    from fffconvert import checkpoint, evaluation, pipeline, plan, workspace
+    from fffconvert import checkpoint, evaluation, pipeline, workspace
     from fffconvert.accelerator import check_tracker
+    from fffconvert.dry_run import estimate_run
 
     if dry_run:
         if log_with:
             check_tracker(log_with)
         if not resume:
             workspace.check_outputs(recipe, output)
-        found = plan.plan_run(recipe, data_dir).to_dict()
+        found = estimate_run(recipe, data_dir).to_dict()
         write_json(json_file, found)
         show_estimate(recipe.model, found)
         return
@@ -327,7 +328,8 @@ def convert(
     fffconvert convert bert-base-uncased student --calibration my-texts.txt
     """
     quiet_libraries()
-    from fffconvert import checkpoint, conversion, folders, modeling, plan
+    from fffconvert import checkpoint, conversion, folders, modeling
+    from fffconvert.dry_run import estimate_conversion
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
@@ -336,7 +338,7 @@ def convert(
     folders.refuse_existing(output)
     source = calibration_data(calibration, data)
     if dry_run:
-        found = plan.plan_conversion(
+        found = estimate_conversion(
             model,
             tree,
             init,

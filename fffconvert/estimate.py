@@ -1,4 +1,4 @@
-"""What a conversion would make and cost, before anything is made or written."""
+"""Sizes, memory and time of a conversion, from a model's configuration and how much there is to do."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ checkpoint inference latency sources
 columns evaluation hub inspection tables workspace
 comparison data
 pipeline
-plan
+dry_run
 cli
 """.strip().splitlines()
 

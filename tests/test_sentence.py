@@ -18,9 +18,9 @@ from transformers import BertModel, PreTrainedTokenizerFast, set_seed
 
 from fffconvert import UserError, checkpoint, columns, convert, data, distill, distillation, hub, pipeline
 from fffconvert.cli import main
+from fffconvert.dry_run import estimate_run
 from fffconvert.encoding import tokenized
 from fffconvert.inference import embed
-from fffconvert.plan import plan_run
 from fffconvert.recipe import Recipe, Training
 from fffconvert.sentence import SentenceModules, embeddings, read_modules
 from fffconvert.tree import TreeShape
@@ -169,7 +169,7 @@ def test_an_encoder_that_came_from_a_model_with_a_head_loads_without_it(encoder,
     recipe = Recipe(
         model=encoder, text=str(text), tree=shape, calibration_tokens=300, held_out=10, distill=quick
     )
-    assert plan_run(recipe).active_neurons == 3
+    assert estimate_run(recipe).active_neurons == 3
     assert "cosine" in pipeline.run(recipe, tmp_path / "out").report["scores"]["metrics"]["held_out"]
     Path(encoder, "modules.json").unlink()
     with pytest.raises(UserError, match=r"the weights lack cls\.predictions"):
@@ -182,7 +182,7 @@ def test_a_missing_library_is_said_before_anything_is_made(encoder, tmp_path, mo
     recipe = Recipe(model=encoder, text=str(text), tree=TreeShape(2, 2), calibration_tokens=300, held_out=10)
     monkeypatch.setattr("fffconvert.sentence.import_module", import_nothing)
     monkeypatch.setattr(pipeline, "build", import_nothing)
-    for refuses in (lambda: plan_run(recipe), lambda: pipeline.run(recipe, tmp_path / "out")):
+    for refuses in (lambda: estimate_run(recipe), lambda: pipeline.run(recipe, tmp_path / "out")):
         with pytest.raises(UserError, match="a sentence-transformers model needs that library"):
             refuses()
     assert not (tmp_path / "out.work").exists()

@@ -1,4 +1,4 @@
-"""What a recipe or a conversion would make and cost, without making it."""
+"""What `--dry-run` shows: a recipe's or a conversion's names and data are read, and nothing is made of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fffconvert.text import readable_length
 from fffconvert.tree import TreeShape
 
 
-def plan_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
+def estimate_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
     """What a recipe would make and cost. Reads its model's configuration and its data, and writes nothing.
 
     Raises:
@@ -37,7 +37,7 @@ def plan_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
     return estimate(head, config, recipe.tree, recipe.init, workload)
 
 
-def plan_conversion(
+def estimate_conversion(
     model: str,
     tree: TreeShape,
     init: Init,
@@ -48,7 +48,7 @@ def plan_conversion(
     seed: int = 0,
     max_length: int = MAX_LENGTH,
 ) -> Estimate:
-    """As `plan_run`, of a conversion alone.
+    """As `estimate_run`, of a conversion alone.
 
     Args:
         model: Hub id or folder of the dense model.
