@@ -154,7 +154,8 @@ def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | Non
         )
     if source.text:
         return source.text
-    for pair in PAIRS[:1] if kind == "question" else () if kind == "tokens" else PAIRS:
+    pairs = {"question": PAIRS[:1], "tokens": ()}.get(kind, PAIRS)
+    for pair in pairs:
         columns = tuple(_usual(rows, (name,)) for name in pair)
         if all(columns):
             return tuple(str(column) for column in columns)

@@ -186,7 +186,7 @@ def counterpart(
 ) -> PreTrainedModel:
     """An untrained model of another class in the dtype of `model`, without a pooler where that has none."""
     made: Any = cls._from_config(config, dtype=model.dtype)  # rotary frequencies stay in float32
-    if not getattr(config, "int8_projections", False):
+    if not is_int8(config):
         for parameter in made.parameters():
             parameter.data = parameter.data.to(model.dtype)  # DeBERTa has some in float32 whatever it is told
     if getattr(model, "pooler", made) is None:
