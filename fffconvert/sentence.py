@@ -22,8 +22,9 @@ from transformers.utils.hub import cached_file
 from fffconvert.errors import UserError
 
 MODULES = "modules.json"
-SETTINGS = ("config_sentence_transformers.json", "sentence_*_config.json")
-KEPT = (MODULES, *SETTINGS, "[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
+PROMPTS = "config_sentence_transformers.json"  # and which of them is the default
+CASE = "sentence_*_config.json"  # whether texts are put in lower case
+KEPT = (MODULES, PROMPTS, CASE, "[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
 """The files beside the transformer's, in the root and in the modules' folders; none can hold code."""
 
 KNOWN = ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout", "CNN")
@@ -51,13 +52,13 @@ class SentenceModules:
     @property
     def prompt(self) -> str:
         """What sentence-transformers puts before every text unless told otherwise; in most models nothing."""
-        settings = json.loads(self.files.get(SETTINGS[0], b"{}"))
+        settings = json.loads(self.files.get(PROMPTS, b"{}"))
         return str((settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or "")
 
     @property
     def lowers(self) -> bool:
         """Whether sentence-transformers itself puts texts in lower case."""
-        found = [content for path, content in self.files.items() if fnmatch(path, SETTINGS[1])]
+        found = [content for path, content in self.files.items() if fnmatch(path, CASE)]
         return any(json.loads(content).get("do_lower_case") for content in found)
 
     def check_case(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -167,7 +168,7 @@ def read_modules(name: str) -> SentenceModules | None:
         beside.prompt, beside.lowers  # noqa: B018 - read once, for what they may raise
     except (ValueError, AttributeError) as error:
         raise UserError(
-            f"{name}: one of {', '.join(SETTINGS)} is not what sentence-transformers writes"
+            f"{name}: one of {PROMPTS}, {CASE} is not what sentence-transformers writes"
         ) from error
     return beside
 
