@@ -139,16 +139,7 @@ def build(calibration: Calibration, tree: TreeShape, init: Init) -> Conversion:
     tree = family.tree_for(model.config, tree)
     check_tree(tree, init, calibration.n_tokens)
     check_width(tree, init, ffns[0])
-    if init != "random" and tree.n_leaves * FEWEST_TOKENS > calibration.n_tokens:
-        say(
-            f"Of {tree.n_leaves:,} leaves most will have fewer than {FEWEST_TOKENS} of the {calibration.n_tokens:,} "
-            "calibration tokens, and are fitted on their neighbours' too"
-        )
-    if tree.active_neurons >= ffns[0].n_neurons:
-        say(
-            f"Every token will use {tree.active_neurons:g} neurons and the dense FFN has {ffns[0].n_neurons}: "
-            "the model will be slower than it was"
-        )
+    say_if_unwise(tree, init, calibration.n_tokens, ffns[0].n_neurons)
     student = untrained_student(model, family, tree)
     weighted = tree.linear and init != "random"  # else nobody asks, and they take a backward pass
     sensitivities = calibration.sensitivities if weighted else [None] * len(ffns)
@@ -169,6 +160,20 @@ def build(calibration: Calibration, tree: TreeShape, init: Init) -> Conversion:
         place.load_state_dict(layer.state_dict())
         fits.append(measure(number, layer, ours, target, n_held_out))
     return Conversion(student, fits)
+
+
+def say_if_unwise(tree: TreeShape, init: Init, n_tokens: int, n_neurons: int) -> None:
+    """One line where leaves will have few tokens each, and one where the tree is no smaller than the dense FFN."""
+    if init != "random" and tree.n_leaves * FEWEST_TOKENS > n_tokens:
+        say(
+            f"Of {tree.n_leaves:,} leaves most will have fewer than {FEWEST_TOKENS} of the {n_tokens:,} "
+            "calibration tokens, and are fitted on their neighbours' too"
+        )
+    if tree.active_neurons >= n_neurons:
+        say(
+            f"Every token will use {tree.active_neurons:g} neurons and the dense FFN has {n_neurons}: "
+            "the model will be slower than it was"
+        )
 
 
 def refuse_own_class(dense_class: type[PreTrainedModel]) -> None:
