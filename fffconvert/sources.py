@@ -12,7 +12,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,7 +228,7 @@ def dialect(file: Path) -> dict[str, Any]:
     Quotes in a TSV file mean something where every line closes those that it opens; elsewhere they are text.
 
     Raises:
-        UserError: Where neither commas nor, in a `.tsv`, tabs part the columns, or a row has more of them than names.
+        UserError: As `check_header` does.
     """
     tabs = file.suffix.lower() == ".tsv"
     separator = "\t" if tabs else ","
@@ -240,25 +239,39 @@ def dialect(file: Path) -> dict[str, Any]:
         longest = csv.field_size_limit(LONGEST_CELL)
         try:
             rows = csv.reader(lines, delimiter=separator, quoting=quoting)
-            names, *first = [*islice((row for row in rows if row), 2)] or [[]]
+            written = (row for row in rows if row)
+            names, first = next(written, []), next(written, [])
         finally:
             csv.field_size_limit(longest)
+    check_header(file, names, first, separator)
+    return {"sep": separator, "quoting": quoting}
+
+
+def check_header(file: Path, names: list[str], first: list[str], separator: str) -> None:
+    """Raises a `UserError` for what is no text, a name that comes twice, columns that something else parts, or too few.
+
+    Args:
+        file: The table.
+        names: Its first line, cut at the separator.
+        first: Its first row, likewise; nothing where it has no row.
+        separator: A comma, or in a `.tsv` a tab.
+    """
     if any("\0" in name or "\ufffd" in name for name in names):
         raise UserError(f"{file} is no text in UTF-8; expected {WHOLE['csv']}")
     if twice := sorted(name for name, times in Counter(names).items() if name and times > 1):
         raise UserError(f"{file} names the column {twice[0]} more than once; expected each name once")
+    tabs = separator == "\t"
     expected = "tabs" if tabs else "commas, or tabs in a .tsv"
     for other, what in ((";", "semicolons"), ("|", "bars"), ("\t", "tabs"), (",", "commas")):
         parts = names[0].count(other) if len(names) == 1 and other != separator else 0
         # there may be commas in the name of a lone column
-        if parts and (not tabs or (first and first[0][0].count(other) == parts)):
+        if parts and (not tabs or (first and first[0].count(other) == parts)):
             raise UserError(f"{file} has {what} between its columns; expected {expected}")
-    if first and len(first[0]) > len(names):
+    if len(first) > len(names):
         raise UserError(
-            f"{file} names {len(names)} columns and its first row has {len(first[0])}; expected as many, and quotes "
+            f"{file} names {len(names)} columns and its first row has {len(first)}; expected as many, and quotes "
             "around a text with commas"
         )
-    return {"sep": separator, "quoting": quoting}
 
 
 def load_task(task: Task, data_dir: Path | str | None, splits: tuple[str, ...]) -> DatasetDict:
