@@ -324,8 +324,8 @@ def test_opcheck(name: str) -> None:
     ops = torch.ops.fffconvert
     torch.library.opcheck(ops.fff.default, (x, list(weights), 0))
     leaves = [w.requires_grad_() for w in make(d_model, shape)]
-    torch.library.opcheck(ops.fff_train.default, (x.clone().requires_grad_(), leaves, shape.depth, 0))
-    y, paths, pre = ops.fff_train(x, list(weights), shape.depth, 0)
+    torch.library.opcheck(ops.fff_train.default, (x.clone().requires_grad_(), leaves, 0))
+    y, paths, pre = ops.fff_train(x, list(weights), 0)
     torch.library.opcheck(ops.fff_backward.default, (y, x, list(weights), paths, pre, 0, True))
 
 
@@ -336,7 +336,7 @@ def test_wrong_shapes_are_refused() -> None:
     for name, value in weights._asdict().items():
         with pytest.raises(RuntimeError, match="fffconvert"):
             cpu.fff_forward(x, weights._replace(**{name: value[..., :-1]}), "gelu")
-    y, paths, pre = torch.ops.fffconvert.fff_train(x, list(weights), shape.depth, 0)
+    y, paths, pre = torch.ops.fffconvert.fff_train(x, list(weights), 0)
     for wrong in (paths + 999, paths + 1, paths - 1):  # the trunk has one leaf only, and there is no token -1
         with pytest.raises(RuntimeError, match="paths"):
             torch.ops.fffconvert.fff_backward(y, x, list(weights), wrong, pre, 0, True)
@@ -442,12 +442,12 @@ def guarded(tensor, at_the_end):
     flat = torch.frombuffer(memory, dtype=tensor.dtype, offset=offset, count=tensor.numel())
     return flat.view(tensor.shape).copy_(tensor)
 
-for name, depth, x, weights in torch.load(file):
+for name, x, weights in torch.load(file):
     results = []
     for place in (None, False, True):
         put = (lambda t: t) if place is None else (lambda t: guarded(t, place))
         here, w = put(x), FFFWeights(*map(put, weights))
-        y, *held = torch.ops.fffconvert.fff_train(here, list(w), depth, 0)
+        y, *held = torch.ops.fffconvert.fff_train(here, list(w), 0)
         grads = torch.ops.fffconvert.fff_backward(put(y), here, list(w), *map(put, held), 0, True)
         with torch.no_grad():
             short = cpu.infer(here, w, "gelu")
@@ -469,9 +469,9 @@ def test_reads_no_byte_outside_its_tensors(tmp_path: Path) -> None:
             weights, x = make(d_model, shape), tokens(n_tokens, d_model)
             x[::5, 0], x[1:2] = torch.inf, torch.nan
             cases += [
-                (name, shape.depth, x, list(weights)),
-                (name, shape.depth, x.bfloat16(), list(cast(weights, torch.bfloat16))),
-                (name, shape.depth, x, list(cast(weights, torch.bfloat16))),
+                (name, x, list(weights)),
+                (name, x.bfloat16(), list(cast(weights, torch.bfloat16))),
+                (name, x, list(cast(weights, torch.bfloat16))),
             ]
     torch.save(cases, tmp_path / "cases.pt")
     process = start(exec, BETWEEN_FORBIDDEN_PAGES, {"file": tmp_path / "cases.pt"})

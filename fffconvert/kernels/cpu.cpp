@@ -819,10 +819,9 @@ Tensor fff(Tensor x, Weights weights, int64_t activation) {
 
 // Returns y and what the backward needs: paths (n_trees, and one if there is a trunk; 2; n_tokens) and the
 // pre-activations, flat.
-std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t depth, int64_t activation) {
+std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t activation) {
   Views w = views(weights);
   int64_t n = check(view(x), w);
-  STD_TORCH_CHECK((int64_t{1} << depth) == w[3].size(1), "fffconvert: depth does not fit the leaves");
   Tensor input = dense(as(x, ScalarType::Float));
   Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
   Tensor paths = new_tensor({w[3].size(0) + (w[7].size(0) > 0), 2, n}, ScalarType::Int);
@@ -885,7 +884,7 @@ std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor 
 
 STABLE_TORCH_LIBRARY(fffconvert, m) {
   m.def("fff(Tensor x, Tensor[] weights, int activation) -> Tensor");
-  m.def("fff_train(Tensor x, Tensor[] weights, int depth, int activation) -> (Tensor, Tensor, Tensor)");
+  m.def("fff_train(Tensor x, Tensor[] weights, int activation) -> (Tensor, Tensor, Tensor)");
   m.def(
       "fff_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor paths, Tensor pre, int activation, "
       "bool need_weights) -> Tensor[]");

@@ -149,13 +149,12 @@ def _fake_fff(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _fake_train(x: Tensor, weights: list[Tensor], depth: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_train(x: Tensor, weights: list[Tensor], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     w = FFFWeights(*weights)
     trees, _leaves, rows, _d_model = w.leaf_in_weight.shape
     trunk = w.trunk_in_weight.shape[0]
-    kept = (
-        trees * (rows + (depth if w.emitting else 0)) + trunk
-    )  # pre-activations of a token, those of gates too
+    # pre-activations of a token, those of gates too
+    kept = trees * (rows + (w.depth if w.emitting else 0)) + trunk
     n_tokens = math.prod(x.shape[:-1])
     paths = x.new_empty((trees + (1 if trunk else 0), 2, n_tokens), dtype=torch.int32)
     return x.new_empty(x.shape), paths, x.new_empty(n_tokens * kept, dtype=torch.float32)
@@ -175,7 +174,7 @@ def _fake_backward(_: Tensor, x: Tensor, weights: list[Tensor], *rest: Any) -> l
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weights, _, ctx.activation = inputs
+    x, weights, ctx.activation = inputs
     _, paths, pre = output
     ctx.save_for_backward(x, *weights, paths, pre)
     ctx.need_weights = any(w.requires_grad for w in weights)
@@ -185,11 +184,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     x, *weights, paths, pre = ctx.saved_tensors
     if grad is None:
-        return None, [None] * len(weights), None, None
+        return None, [None] * len(weights), None
     backward = torch.ops.fffconvert.fff_backward.default
     grad_x, *grads = backward(grad, x, weights, paths, pre, ctx.activation, ctx.need_weights)
     kept = _differentiable(weights) if ctx.need_weights else [False] * len(weights)
-    return grad_x, [g if keep else None for g, keep in zip(grads, kept, strict=True)], None, None
+    return grad_x, [g if keep else None for g, keep in zip(grads, kept, strict=True)], None
 
 
 def _backward_twice(*_: Any) -> None:
@@ -223,7 +222,7 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     """`reference.fff_forward` by the kernel; float32 and bfloat16 on a CPU, or bfloat16 weights for float32 inputs."""
     tensors, number = list(weights), _NUMBERS[activation]
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in tensors)):
-        y: Tensor = torch.ops.fffconvert.fff_train.default(x, tensors, weights.depth, number)[0]
+        y: Tensor = torch.ops.fffconvert.fff_train.default(x, tensors, number)[0]
         return y
     result: Tensor = torch.ops.fffconvert.fff.default(x, tensors, number)
     return result
