@@ -25,7 +25,7 @@ def estimate_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
     new_head = recipe.finetune is not None
     data = read_recipe_data(recipe, recipe.model, new_head, data_dir)
     config = load_config(recipe.model)
-    head = give_head(config, data.task) if new_head else head_class(recipe.model, config)
+    dense_class = give_head(config, data.task) if new_head else head_class(recipe.model, config)
     n_tokens = sum(data.rows["length"])
     workload = Workload(
         calibration_tokens=min(recipe.calibration_tokens, n_tokens),
@@ -34,7 +34,7 @@ def estimate_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
         controls=[made for name, made in students_of(recipe, config).items() if name != CONVERTED],
     )
     check_tree(recipe.tree, recipe.init, workload.calibration_tokens)
-    return estimate(head, config, recipe.tree, recipe.init, workload)
+    return estimate(dense_class, config, recipe.tree, recipe.init, workload)
 
 
 def estimate_conversion(
@@ -61,11 +61,11 @@ def estimate_conversion(
         max_length: Tokens that a text is cut at.
     """
     config = load_config(model)
-    head, tokenizer = head_class(model, config), load_tokenizer(model, config)
+    dense_class, tokenizer = head_class(model, config), load_tokenizer(model, config)
     readable_length(tokenizer, config, max_length)
     if source is not None:
         texts = read_texts(source, config, data_dir, prompt_of(model))
         batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
         calibration_tokens = min(calibration_tokens, tokens_in(batches))
         check_tree(tree, init, calibration_tokens)
-    return estimate(head, config, tree, init, Workload(calibration_tokens))
+    return estimate(dense_class, config, tree, init, Workload(calibration_tokens))

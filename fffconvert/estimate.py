@@ -82,12 +82,16 @@ class Estimate:
 
 @torch.random.fork_rng(devices=[])
 def estimate(
-    head: type[PreTrainedModel], config: PreTrainedConfig, tree: TreeShape, init: Init, workload: Workload
+    dense_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    tree: TreeShape,
+    init: Init,
+    workload: Workload,
 ) -> Estimate:
     """Sizes from the configuration alone; times by measuring for some seconds.
 
     Args:
-        head: The class of the dense model.
+        dense_class: The class of the dense model, head included.
         config: Its configuration.
         tree: The shape of every layer.
         init: What would be clustered.
@@ -99,11 +103,11 @@ def estimate(
     refuse_converted(config)
     family = family_of(config)
     torch.manual_seed(0)
-    dense = head(config).eval()
+    dense = dense_class(config).eval()
     ffns = read_ffns(dense, family)
     tree = family.tree_for(config, tree)
     converted = config_with(config, config_class(family), fff=tree.to_dict())
-    student = model_class(head)(converted).eval()  # type: ignore[arg-type]
+    student = model_class(dense_class)(converted).eval()  # type: ignore[arg-type]
     trained = workload.distill_tokens > 0
     itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
     before, after = count_parameters(dense), count_parameters(student)

@@ -48,7 +48,7 @@ from fffconvert.workspace import (
     TEACHER,
     clear,
     clear_if_nothing_to_resume,
-    is_of,
+    made_by,
     open_work,
     teacher_folder,
 )
@@ -98,7 +98,7 @@ def run(
     with locked(work):
         if is_main_process():
             write_whole(work / RECIPE, recipe.to_yaml())
-        if is_of(recipe, output):  # killed after the last thing that it wrote
+        if made_by(recipe, output):  # killed after the last thing that it wrote
             return finish(recipe, output, work)
         try:
             return run_stages(recipe, output, work, data_dir, log_with)

@@ -23,7 +23,7 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
     Raises:
         UserError: For something in the way of the output, no run to resume, or one of another recipe.
     """
-    ended = resume and is_of(recipe, output)
+    ended = resume and made_by(recipe, output)
     if not ended:
         check_outputs(recipe, output)
     work = output.with_name(f"{output.name}.work")
@@ -35,7 +35,7 @@ def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
             with locked(work):  # which says so where that run is still at work
                 if not resume:
                     raise UserError(f"{work} holds a run that did not end; go on with --resume, or delete it")
-                if not is_of(recipe, work):
+                if not made_by(recipe, work):
                     raise UserError(
                         f"{saved} is another recipe than this one; resume with that one, or delete {work}"
                     )
@@ -52,7 +52,7 @@ def check_outputs(recipe: Recipe, output: Path) -> None:
         refuse_existing(teacher_folder(output))
 
 
-def is_of(recipe: Recipe, folder: Path) -> bool:
+def made_by(recipe: Recipe, folder: Path) -> bool:
     """Whether a folder was made by a recipe."""
     saved = folder / RECIPE
     return saved.is_file() and saved.read_text(encoding="utf-8", errors="replace") == recipe.to_yaml()
