@@ -529,7 +529,8 @@ def evaluate(
     if min_retention is not None and teacher is None:
         raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
     source = source_of(task, text, data)
-    loaded, dense = checkpoint.load(model), checkpoint.load(teacher) if teacher else None
+    loaded = checkpoint.load(model)
+    dense = checkpoint.load(teacher) if teacher else None
     if isinstance(source, Task):
         source = task_for(loaded.model.config, source)
     for each in (loaded, dense) if dense else (loaded,):

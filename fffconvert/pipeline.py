@@ -91,7 +91,8 @@ def run(
     Raises:
         UserError: For anything that is wrong with the recipe, its model, its data or the folders.
     """
-    output, data_dir = Path(output), Path(data_dir) if data_dir is not None else None
+    output = Path(output)
+    data_dir = None if data_dir is None else Path(data_dir)
     if log_with:
         check_tracker(log_with)  # which else waits for the conversion
     work = open_work(recipe, output, resume)
@@ -143,7 +144,8 @@ def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded
     On a CPU it is in float32, whatever it was stored in: most are many times slower in half precision.
     """
     made = (work / TEACHER).exists()
-    name, new_head = str(work / TEACHER) if made else recipe.model, recipe.finetune is not None and not made
+    name = str(work / TEACHER) if made else recipe.model
+    new_head = recipe.finetune is not None and not made
     data = read_recipe_data(recipe, name, new_head, data_dir)
     base = load_for_task(name, data.task, recipe.seed) if new_head else load(name)
     if process_state().device.type == "cpu":
