@@ -291,11 +291,34 @@ def test_encoding_cuts_to_the_length(tokenizer: PreTrainedTokenizerFast) -> None
 def test_batches_hold_texts_of_like_length_and_no_more_of_them_than_needed(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> None:
-    batches = calibrate(classifier, tokenizer, texts, n_tokens=600).batches
+    batches = calibrate(classifier, tokenizer, texts, n_tokens=600, seed=1).batches
     lengths = [batch["attention_mask"].sum(1) for batch in batches]  # (n_texts,) each
     ranges = sorted((int(rows.min()), int(rows.max())) for rows in lengths)
     assert all(highest <= lowest for (_, highest), (lowest, _) in itertools.pairwise(ranges))
     assert 600 <= sum(int(rows.sum()) for rows in lengths) < 600 + max(highest for _, highest in ranges)
+    assert ranges != [(int(rows.min()), int(rows.max())) for rows in lengths], "a fit is judged on the first"
+
+
+def test_texts_are_cut_to_what_is_asked_and_to_what_the_model_reads(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for asked, read in ((6, 6), (500, 64)):
+        (batch,) = calibrate(classifier, tokenizer, ["good " * 300], 200, max_length=asked).batches
+        assert batch["input_ids"].shape == (1, read)
+
+
+def test_texts_encoded_part_by_part_are_the_same(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = calibrate(classifier, tokenizer, texts, n_tokens=600).batches
+    monkeypatch.setattr("fffconvert.calibration.ENCODED_AT_ONCE", 7)
+    parts = calibrate(classifier, tokenizer, texts, n_tokens=600).batches
+    assert [batch["input_ids"].tolist() for batch in parts] == [
+        batch["input_ids"].tolist() for batch in whole
+    ]
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,11 @@ def test_padding_is_told_from_text_whatever_the_tokenizer_says_it_gives(classifi
     assert "attention_mask" in load(str(folder)).tokenizer("a film")
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(classifier, folder_of):
+    with pytest.raises(UserError, match="its tokenizer has 27 tokens and the model 26; expected no more"):
+        checkpoint.load_tokenizer(folder_of(classifier), tiny_config(vocab_size=26))
+
+
 def test_a_report_that_is_none(tmp_path):
     assert checkpoint.read_report(str(tmp_path)) == {}
     for text in ("{", "3", "[1]"):

@@ -52,6 +52,14 @@ def test_four_blobs_are_the_four_leaves() -> None:
     assert (along[1:, 1] > 10 * along[1:, 0]).all()
 
 
+def test_neurons_are_halved_wherever_they_lie() -> None:
+    neurons = CORNERS.repeat(8, 1) + 0.05 * normal(32, 2, seed=1) + 100
+    weights, _ = grow("neurons", normal(64, 2), neurons, depth=2, seed=0)
+    along = weights.abs()
+    assert along[0, 0] > 10 * along[0, 1]
+    assert (along[1:, 1] > 10 * along[1:, 0]).all()
+
+
 def test_neurons_decide_the_directions_and_inputs_the_thresholds() -> None:
     # neurons lie along the second feature first, inputs are spread along the first
     neurons = CORNERS.flip(1).repeat(8, 1) + 0.05 * normal(32, 2, seed=1)

@@ -14,7 +14,12 @@ import pytest
 import torch
 from conftest import sentences, tiny_config, tiny_model
 from torch import Tensor
-from transformers import BertForMultipleChoice, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertForMultipleChoice,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from fffconvert import conversion
 from fffconvert.calibration import calibrate
@@ -77,18 +82,22 @@ def test_dtype_is_kept(
     assert not model.training
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_converted_in_float32_on_a_cpu(
-    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    dtype: torch.dtype,
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
 ) -> None:
-    half = deepcopy(classifier).bfloat16()
+    half = deepcopy(classifier).to(dtype)
     made = converted(half, tokenizer)
     expected = converted(deepcopy(half).float(), tokenizer)
     assert made.layers == expected.layers
-    assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}, "left as it was"
+    assert {tensor.dtype for tensor in half.state_dict().values()} == {dtype}, "left as it was"
     for name, tensor in state_of(expected).items():
-        assert torch.equal(tensor.bfloat16(), state_of(made)[name])
+        assert torch.equal(tensor.to(dtype), state_of(made)[name])
     made.model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert f"torch.{json.loads((tmp_path / 'config.json').read_text())['dtype']}" == str(dtype)
 
 
 def test_converted_model_is_refused(
@@ -142,7 +151,7 @@ def test_a_linear_fit_knows_what_errors_cost(
 
     monkeypatch.setattr(conversion, "fit_layer", fit)
     calibration = calibrate(classifier, tokenizer, sentences(60), 300)
-    conversion.build(calibration, replace(shape, linear=counts), init)
+    conversion.build(calibration, replace(shape, linear=shape == TREE), init)
     expected = calibration.sensitivities if counts else [None, None]
     assert all(ours is theirs for ours, theirs in zip(given, expected, strict=True))
 
@@ -191,9 +200,10 @@ def test_a_converted_model_names_its_own_class(
 def test_inference_mode_changes_nothing(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    expected = converted(classifier, tokenizer).model.state_dict()
+    tree = replace(TREE, linear=True)  # for which sensitivities are differentiated
+    expected = converted(classifier, tokenizer, shape=tree).model.state_dict()
     with torch.inference_mode():
-        made = converted(classifier, tokenizer).model.state_dict()
+        made = converted(classifier, tokenizer, shape=tree).model.state_dict()
         own = BertForSequenceClassification(classifier.config)
     assert all(torch.equal(made[name], tensor) for name, tensor in expected.items())
     with pytest.raises(UserError, match=r"was made under torch.inference_mode\(\); expected one"):
@@ -303,7 +313,7 @@ def test_leaves_that_cannot_be_filled_are_refused_before_anything_is_read(
     tokenizer: PreTrainedTokenizerFast,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(BertForSequenceClassification, "forward", None)
+    monkeypatch.setattr(BertModel, "forward", None)
     with pytest.raises(UserError, match=r"tree.leaf_width is 50; expected at most 32 for this model"):
         convert(classifier, tokenizer, sentences(40), TreeShape(1, 50), calibration_tokens=300)
 
@@ -325,6 +335,8 @@ def test_arguments_that_cannot_be_are_one_line(
         convert(classifier, tokenizer, sentences(5), {"depth": 2})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="seed is -1; expected a number from 0"):
         converted(classifier, tokenizer, seed=-1)
+    with pytest.raises(UserError, match="max_length is 2; expected at least 4"):
+        convert(classifier, tokenizer, sentences(5), TREE, max_length=2)
 
 
 def test_weights_that_would_be_lost_are_refused(
@@ -334,4 +346,12 @@ def test_weights_that_would_be_lost_are_refused(
     with pytest.raises(
         UserError, match=r"has weights that its class has not: classifier.lora_A; merge adapters"
     ):
+        convert(classifier, tokenizer, sentences(30), TreeShape(1, 2), calibration_tokens=100)
+
+
+def test_weights_that_would_be_drawn_are_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    classifier.classifier = torch.nn.Identity()
+    with pytest.raises(UserError, match=r"lacks weights that its class has: .*classifier\.weight"):
         convert(classifier, tokenizer, sentences(30), TreeShape(1, 2), calibration_tokens=100)

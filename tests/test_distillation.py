@@ -127,7 +127,7 @@ def test_labels_are_not_used_and_the_teacher_is_left_alone(
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     rows = tokenized_texts(sentences(24), tokenizer)
     ends = []
-    for labels in ([0] * 24, [1] * 24):
+    for labels in ([0] * 24, [7] * 24):  # which no head has
         student = converted(classifier, tokenizer)
         distill(student, classifier, tokenizer, rows.add_column("labels", labels), Training(batch_size=8))
         ends.append(student.state_dict())
@@ -144,13 +144,16 @@ def test_several_right_classes_are_taught_by_squared_errors(
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     seen: list[dict[str, Tensor]] = []
 
-    def see(model: PreTrainedModel, _rows: object, _tokenizer: object, loss: Any, *_: Any, **__: Any) -> None:
+    def see(
+        model: PreTrainedModel, _rows: object, _tokenizer: object, loss: Any, *_: Any, **how: Any
+    ) -> None:
         seen.append(loss(model, batch)[1])
+        assert how["dropout"] is False
 
     monkeypatch.setattr(distillation, "train", see)
-    distill(student, teacher, tokenizer, tokenized_texts(sentences(2), tokenizer))
+    distill(student, teacher.train(), tokenizer, tokenized_texts(sentences(2), tokenizer))
     with torch.no_grad():
-        ours, theirs = (model(**batch).logits for model in (student, teacher))
+        ours, theirs = (model(**batch).logits for model in (student, teacher.eval()))
     squared = (ours - theirs).square().mean()
     assert torch.allclose(seen[0]["logits"], squared) == problem_type.startswith("multi")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def test_names_and_numbers_are_not_mixed(tmp_path: Path, tokenizer: PreTrainedTo
     three = config_for("classification", id2label={0: "same", 1: "neutral", 2: "opposite"})
     with pytest.raises(UserError, match=r"'other' in column 'label' is no label; expected one of same"):
         read_data(DataSource(str(tmp_path / "saved")), tokenizer, three)
+    rows = Dataset.from_dict({"text": sentences(2), "label": [0, -1]}, features=features)  # -1 for none
+    with pytest.raises(UserError, match="-1 in column 'label' is no label"):
+        encoding.tokenized(Task("own", ("text",), ("same", "other"), label="label"), rows, tokenizer)
 
 
 def test_a_missing_label_is_not_the_class_none(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -80,8 +84,9 @@ def test_a_missing_label_is_not_the_class_none(tmp_path: Path, tokenizer: PreTra
 def test_regression(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     config = config_for("classification", num_labels=1)
     assert encoded_labels(tmp_path, tokenizer, config, [1, 2]) == [1.0, 2.0]
-    with pytest.raises(UserError, match="'x' in column 'label' is no number; the model's head gives one"):
-        encoded_labels(tmp_path, tokenizer, config, ["x"])
+    for label in ("x", "inf", [1]):
+        with pytest.raises(UserError, match=" in column 'label' is no number; the model's head gives one"):
+            encoded_labels(tmp_path, tokenizer, config, [label])
 
 
 @pytest.mark.parametrize("labels", [[1, None, 0], ["x", None, "y"], [0.5, None, 1.5]])
@@ -94,16 +99,18 @@ def test_a_row_without_a_label_is_named(
 
 
 def test_several_labels(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(3), "labels": [["b", "a"], [], ["c"]]})
+    labels = [["b", "a"], [], ["c"], None]
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(4), "labels": labels})
     data = read_data(source, tokenizer, None)
     assert data.task.labels == ("a", "b", "c")
-    assert list(data.rows["labels"]) == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert list(data.rows["labels"]) == [[1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
     config = config_for(
         "classification", id2label={0: "c", 1: "b"}, problem_type="multi_label_classification"
     )
     file = tmp_path / "own.csv"
-    file.write_text('text,labels\ngood,"b, c"\nbad,c\n', encoding="utf-8")
-    assert list(read_data(DataSource(str(file)), tokenizer, config).rows["labels"]) == [[1, 1], [1, 0]]
+    file.write_text('text,labels\ngood,"b, c,"\nbad,c\nfine,\n', encoding="utf-8")
+    data = read_data(DataSource(str(file)), tokenizer, config)
+    assert list(data.rows["labels"]) == [[1, 1], [1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -290,6 +297,14 @@ def test_masks(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
             assert place not in hidden or token >= len(SPECIAL)
     assert read_data(file, tokenizer, config).rows["labels"][:] == rows["labels"][:]
     assert read_data(file, tokenizer, config, seed=1).rows["labels"][:] != rows["labels"][:]
+
+
+def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    bare = deepcopy(tokenizer)
+    bare.mask_token = None
+    (tmp_path / "own.txt").write_text("a film\n", encoding="utf-8")
+    with pytest.raises(UserError, match="the tokenizer has no mask token"):
+        read_data(tmp_path / "own.txt", bare, config_for("masked"))
 
 
 def test_rows_are_made_anew_and_not_taken_from_a_cache_that_another_version_may_have_left(

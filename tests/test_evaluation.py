@@ -86,7 +86,9 @@ def test_pairs_of_embeddings_are_judged_by_their_cosine():
     found = score_similarity(config, task, labels, given, given, distinct)
     assert found.score == pytest.approx(1)
     assert found.metrics["validation"]["cosine"] == pytest.approx(1)
-    assert "cosine" not in score_similarity(config, task, labels, given, None, distinct).metrics["validation"]
+    alone = score_similarity(config, task, labels, given, None, distinct)
+    assert "cosine" not in alone.metrics["validation"]
+    assert alone.teacher_score is None
 
 
 def test_splits_have_any_name_and_some_rows(tokenizer):
@@ -97,6 +99,17 @@ def test_splits_have_any_name_and_some_rows(tokenizer):
     for splits in ({}, {"mine": rows.select([])}):
         with pytest.raises(UserError, match="own has no rows to judge a model by"):
             evaluate(model, tokenizer, task, splits)
+
+
+def test_dropout_is_off_whatever_mode_the_models_are_in(tokenizer):
+    rows = tokenized_texts(sentences(6), tokenizer).add_column("labels", [0, 1] * 3)
+    model, teacher = (tiny_model("bert", num_labels=2, hidden_act=act) for act in ("relu", "gelu"))
+    task = Task("own", ("text",), ("bad", "good"))
+    expected = evaluate(model, tokenizer, task, {"mine": rows}, teacher)
+    assert evaluate(model.train(), tokenizer, task, {"mine": rows}, teacher) == expected
+    assert evaluate(model, tokenizer, task, {"mine": rows}, teacher.train()) == expected
+    assert model.training
+    assert teacher.training
 
 
 def test_a_teacher_with_a_head_is_no_encoders_teacher(tokenizer):
@@ -112,6 +125,14 @@ def test_a_head_that_is_not_the_tasks_is_refused(tokenizer):
     encoder = BertModel(tiny_config())
     with pytest.raises(UserError, match=r"own asks for a model ForSequenceClassification .* is a BertModel"):
         evaluate(encoder, tokenizer, Task("own", ("text",), ("bad", "good")), {"mine": rows})
+
+
+def test_what_is_not_finite_is_no_answer(tokenizer):
+    rows = tokenized_texts(sentences(6), tokenizer).add_column("labels", [0, 1] * 3)
+    model = tiny_model("bert", num_labels=2)
+    model.classifier.bias.data[0] = np.nan
+    with pytest.raises(UserError, match="BertForSequenceClassification gives NaN or infinity"):
+        evaluate(model, tokenizer, Task("own", ("text",), ("bad", "good")), {"mine": rows})
 
 
 def test_neighbours():

@@ -11,7 +11,7 @@ import transformers
 from click.testing import CliRunner
 from conftest import tiny_config
 from torch import Tensor
-from transformers import BertForSequenceClassification, PreTrainedModel
+from transformers import BertForMultipleChoice, BertForSequenceClassification, PreTrainedModel
 
 from fffconvert import TreeShape, UserError, onnx_runtime
 from fffconvert.cli import main
@@ -180,6 +180,18 @@ def test_a_missing_extra_is_told_in_one_line(classifier, tmp_path, monkeypatch):
 def test_an_int8_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="export the model that it was made from"):
         export_onnx(quantize(converted("bert")), tmp_path / "model.onnx")
+
+
+def test_what_has_no_graph_is_one_line(classifier, tmp_path, monkeypatch):
+    def fail(*_args, **_options):
+        raise torch.onnx.OnnxExporterError("no such operator")
+
+    monkeypatch.setitem(sys.modules, "onnxscript", sys)  # whether it is there or not
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UserError, match=r"could not be exported \(no such operator\)"):
+        export_onnx(classifier, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="chooses among several texts has no graph"):
+        export_onnx(BertForMultipleChoice(classifier.config), tmp_path / "model.onnx")
 
 
 def test_a_model_in_half_precision_has_no_graph_to_time(tmp_path):

@@ -280,13 +280,19 @@ def test_seed_decides(init: Init) -> None:
 @pytest.mark.parametrize("init", INITS)
 def test_state_of_torch_and_what_was_given_are_left_alone(init: Init) -> None:
     ffn, x = dense(), inputs_of(100)
-    before = [t.clone() for t in (x, ffn.in_weight, ffn.in_bias, ffn.out_weight, ffn.out_bias)]
+    given = (x, ffn(x), ffn.in_weight, ffn.in_bias, ffn.out_weight, ffn.out_bias)
+    before = [t.clone() for t in given]
     state = torch.get_rng_state()
-    fit_layer(ffn, x, TreeShape(2, 3, trunk=2), init, seed=5)
+    fit_layer(ffn, x, TreeShape(2, 3, trunk=2), init, seed=5, target=given[1])
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
-    for old, new in zip(before, (x, ffn.in_weight, ffn.in_bias, ffn.out_weight, ffn.out_bias), strict=True):
+    for old, new in zip(before, given, strict=True):
         assert torch.equal(old, new)
+
+
+def test_a_node_that_no_token_reached_emits_nothing() -> None:
+    layer = fit_layer(dense(), inputs_of(1).repeat(50, 1), TreeShape(2, 2, emitting=True), "inputs", seed=0)
+    assert not layer.node_out_weight[0, 1].any(), "all went right"
 
 
 def test_second_tree_sees_a_part_of_what_the_first_one_sees() -> None:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from fffconvert.errors import UserError
-from fffconvert.folders import new_folder
+from fffconvert.folders import new_folder, refuse_existing
+
+
+def test_what_cannot_become_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="/proc is a mount point; name a folder in it"):
+        refuse_existing(Path("/proc"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written to; name an output folder elsewhere"):
+        refuse_existing(tmp_path / "new" / "out")
 
 
 def test_two_that_write_one_folder_do_not_meet(tmp_path: Path) -> None:
@@ -37,6 +46,24 @@ def test_a_folder_called_as_the_lock_is_written_too(tmp_path: Path) -> None:
     with new_folder(tmp_path / "lock") as folder:
         (folder / "weights").touch()
     assert (tmp_path / "lock" / "weights").exists()
+
+
+def test_a_folder_that_another_run_deletes_just_now_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire, asked = FileLock.acquire, []
+
+    def late(self: FileLock, **how: float) -> object:
+        asked.append(how)
+        if len(asked) == 1:
+            Path(self.lock_file).parent.rmdir()
+            raise FileNotFoundError
+        return acquire(self, **how)
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "weights").touch()
+    assert (tmp_path / "out" / "weights").exists()
 
 
 def test_what_a_killed_run_left_behind_is_cleared(tmp_path: Path) -> None:

@@ -215,6 +215,13 @@ def test_a_head_that_chooses_among_texts_is_timed(tokenizer, texts, quick_latenc
     assert measure(student, model).rows[-1].medians.keys() == MODEL
 
 
+def test_lengths_are_cut_to_what_the_model_reads(capsys):
+    assert latency.readable([(1, 16), (1, 128), (1, 500), (2, 128)], 64) == [(1, 16), (1, 64), (2, 64)]
+    assert "Texts are timed at 64 tokens" in capsys.readouterr().err
+    assert latency.readable([(1, 16)], 64) == [(1, 16)]
+    assert not capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_refused(student, classifier):
     with pytest.raises(UserError, match="is dense; expected a converted model"):
         measure(classifier)

@@ -48,6 +48,9 @@ def test_regression() -> None:
     task, x = task_of("regression"), np.array([[1.0], [2], [4]])
     assert compute_metrics(task, 3 * x + 1, x[:, 0]) == pytest.approx({"pearson": 1, "spearman": 1})
     assert compute_metrics(task, np.ones((3, 1)), x[:, 0]) == {"pearson": 0, "spearman": 0}
+    bent = compute_metrics(task, x**3, x[:, 0])
+    assert bent["pearson"] < 0.99 < bent["spearman"]
+    assert agreement(task, x, x**3) == pytest.approx(bent["pearson"])
     assert agreement(task, x, -x) == pytest.approx(-1)
     assert agreement(task, x, np.ones((3, 1))) == 0
 
@@ -101,6 +104,8 @@ def test_entity_f1_counts_whole_entities() -> None:
     answers = [np.array([1, 0, 0, 3]), np.array([0])]
     assert compute_metrics(task, answers, labels) == pytest.approx({"entity_f1": 2 / 5, "accuracy": 3 / 5})
     assert compute_metrics(task, labels, labels) == {"entity_f1": 1, "accuracy": 1}
+    nothing = [np.array([0, 0])]
+    assert compute_metrics(task, nothing, nothing)["entity_f1"] == 0
     assert agreement(task, answers, labels) == pytest.approx(3 / 5)
 
 

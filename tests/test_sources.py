@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -21,16 +22,16 @@ from fffconvert.sources import load_source, name_of, read_lines, source_of
 from fffconvert.tasks import TASKS
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "TSV", "jsonl", "JSON", "parquet"])
 def test_files_of_every_kind(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, ending: str) -> None:
     file, columns = tmp_path / f"own-reviews.{ending}", reviews()
     rows = Dataset.from_dict(columns)
     if ending == "parquet":
         rows.to_parquet(file)
-    elif ending.startswith("json"):
+    elif ending.lower().startswith("json"):
         rows.to_json(file, lines=ending == "jsonl")
     else:
-        rows.to_csv(file, sep="\t" if ending == "tsv" else ",")
+        rows.to_csv(file, sep="\t" if ending == "TSV" else ",")
     data = read_data(DataSource(str(file)), tokenizer, None)
     assert data.task.columns == ("review",)
     assert data.task.labels == ("good", "poor")
@@ -142,8 +143,10 @@ def test_a_table_is_no_text_file() -> None:
 def test_types_are_told_from_the_whole_of_a_csv_file(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Past the 10,000 rows that `datasets` takes at a time: notes that begin late, a label that is a word at last."""
-    lines = ["text,label,notes", *["good,1,"] * 10_001, "bad,x,late"]
+    """Past the rows that `datasets` or pandas takes at a time: notes begin late, and a label is a word at last."""
+    wide = 100  # columns: of these pandas takes 8,192 rows
+    names, more = [f"more{number}" for number in range(wide)], "," * wide
+    lines = [",".join(["text,label,notes", *names]), *[f"good,1,{more}"] * 10_001, f"bad,x,late{more}"]
     (tmp_path / "own.csv").write_text("\n".join(lines), encoding="utf-8")
     rows = load_source(DataSource(str(tmp_path / "own.csv")))["own.csv"]
     assert set(rows["label"]) == {"1", "x"}
@@ -186,6 +189,10 @@ def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
     (tmp_path / "data1.csv").write_text("text,label\nother,1\nbad,0\n")
     (tmp_path / "data[1].csv").write_text("text,label\ngood,1\n")
     (found,) = load_source(DataSource(str(tmp_path / "data[1].csv"))).values()
+    assert found["text"] == ["good"]
+    for name, text in (("1", "other"), ("[1]", "good")):
+        (tmp_path / f"data{name}.jsonl").write_text(json.dumps({"text": text}))
+    (found,) = load_source(DataSource(str(tmp_path / "data[1].jsonl"))).values()
     assert found["text"] == ["good"]
     (tmp_path / "f[1]").mkdir()
     (tmp_path / "f[1]" / "train.csv").write_text("text,label\ngood,1\n")
@@ -236,7 +243,8 @@ def test_a_folder_is_read_as_it_says_and_what_is_no_part_of_it_is_left_alone(tmp
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.csv").write_text("text;label\nfine, really;1\n")
     (tmp_path / "README.md").write_text(
-        "---\nconfigs:\n- config_name: mine\n  data_files: data/mine.csv\n  sep: ';'\n---\n"
+        "---\nconfigs:\n- config_name: mine\n  data_files: data/mine.csv\n  sep: ';'\n"
+        "- config_name: other\n  data_files: train.tsv\n---\n"
     )
     (rows,) = load_source(DataSource(str(tmp_path), subset="mine")).values()
     assert rows.to_list() == [{"text": "fine, really", "label": 1}]
@@ -269,11 +277,12 @@ def test_a_folder_of_text_files_has_no_blank_texts(tmp_path: Path) -> None:
     }
 
 
-def test_a_long_cell_and_an_empty_line_are_read(tmp_path: Path) -> None:
-    file = tmp_path / "own.csv"
-    file.write_text(f"\ntext,label\n{'a' * 200_000},1\n")
+def test_a_long_cell_one_of_two_lines_and_an_empty_line_are_read(tmp_path: Path) -> None:
+    file, longest = tmp_path / "own.csv", csv.field_size_limit()
+    file.write_text(f'\ntext,label\n{"a" * 200_000},1\n"good\nfilm",0\n')
     (found,) = load_source(DataSource(str(file))).values()
-    assert len(found["text"][0]) == 200_000
+    assert [len(text) for text in found["text"]] == [200_000, 9]
+    assert csv.field_size_limit() == longest
 
 
 def test_whole_numbers_past_64_bits_are_text(tmp_path: Path) -> None:

@@ -742,6 +742,7 @@ def test_a_step_is_what_the_settings_say(
 
     def clipping(self: Accelerator, parameters: Any, norm: float) -> Any:
         norms.append(norm)
+        assert classifier.training, "dropout is on"
         return clip(self, parameters, norm)
 
     def stepping(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
@@ -755,6 +756,7 @@ def test_a_step_is_what_the_settings_say(
     )
     finetune(classifier, tokenizer, rows_for(tokenizer).select(range(8)), settings)
     assert norms == [0.7] * 4
+    assert not classifier.training
     assert groups == [(pytest.approx(rate), 0.3) for rate in (0.0, 0.2, 0.4, 0.2)]
 
 
