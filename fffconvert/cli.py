@@ -444,11 +444,13 @@ def distill(
     from fffconvert.data import read_data
     from fffconvert.inspection import fits_of
     from fffconvert.sources import source_of
+    from fffconvert.text import check_same_tokenizer
 
     folders.refuse_existing(output)
     source = source_of(task, text, data)
     loaded, dense = checkpoint.load(student), checkpoint.load(teacher)
     distillation.check_distillable(loaded.model, dense.model)
+    check_same_tokenizer(loaded.tokenizer, dense.tokenizer)
     layers = fits_of(student)  # read before the training, should it be no JSON
     found = read_data(
         source,
@@ -524,7 +526,7 @@ def evaluate(
     from fffconvert.data import check_model, read_validations
     from fffconvert.sources import source_of
     from fffconvert.tasks import Task, task_for
-    from fffconvert.text import readable_length
+    from fffconvert.text import check_same_tokenizer, readable_length
 
     if min_retention is not None and teacher is None:
         raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")
@@ -535,6 +537,8 @@ def evaluate(
         source = task_for(loaded.model.config, source)
     for each in (loaded, dense) if dense else (loaded,):
         check_model(source, each.model.config, each.name)
+    if dense:
+        check_same_tokenizer(loaded.tokenizer, dense.tokenizer)
     limit = readable_length(loaded.tokenizer, loaded.model.config, max_length)
     judged, splits = read_validations(
         source,

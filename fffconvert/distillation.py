@@ -18,7 +18,7 @@ from fffconvert.families import PREFIX
 from fffconvert.fff import FFF
 from fffconvert.heads import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.modeling import is_int8, refuse_converted, refuse_dense
-from fffconvert.modes import evaluating, moved
+from fffconvert.modes import evaluating, moved, undivided
 from fffconvert.recipe import DISTILL, FINETUNE, Training
 from fffconvert.sentence import embeddings
 from fffconvert.training import train
@@ -115,7 +115,7 @@ def distill(
         output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
         return distillation_loss(output, target, inputs["attention_mask"], exclusive, pooling)
 
-    with evaluating(teacher), moved(teacher, process_state().device):
+    with evaluating(teacher), undivided(teacher), moved(teacher, process_state().device):
         train(
             student,
             rows,
@@ -153,7 +153,7 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         raise UserError(
             f"the student was made of a model of type {our_type} and the teacher's is {their_type}; expected the same"
         )
-    for name in ("num_hidden_layers", "hidden_size", "num_labels", "vocab_size"):
+    for name in ("num_hidden_layers", "hidden_size", "num_labels", "vocab_size", "max_position_embeddings"):
         ours, theirs = getattr(student.config, name, None), getattr(teacher.config, name, None)
         if ours != theirs:
             raise UserError(f"the student's {name} is {ours} and the teacher's {theirs}; expected the same")

@@ -75,8 +75,8 @@ def tokenized(
         seed: Decides which tokens of a `masked` task are masked.
 
     Raises:
-        UserError: For a row without text, or with a label that is none of the task's; for a tokenizer that does not
-            say where in a text its tokens stand, or pads before them, and a task that has to know.
+        UserError: For a row without text or without a token, or with a label that is none of the task's; for a tokenizer
+            that does not say where in a text its tokens stand, or pads before them, and a task that has to know.
     """
     check_tokenizer(task, tokenizer)
     if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
@@ -100,6 +100,8 @@ def tokenized(
         ),
         seed,
     )
+    if 0 in made["length"]:  # by a tokenizer that adds nothing to an empty text
+        raise UserError(f"{task.name} has a text without a token, such as an empty one; leave such rows out")
     say_if_cut(task.name, made["length"], max_length)
     if "end_positions" in made.column_names:
         say_what_was_cut(task, rows[task.label], made["end_positions"], max_length)

@@ -60,7 +60,9 @@ def class_coder(task: Task, rows: Dataset) -> Callable[[Any], int]:
 
     given = rows[task.label] if task.label and numbers else ()
     labels = (value for row in given for value in labels_in(task.kind, row) if value is not None)
-    by_name = not numbers.keys().isdisjoint({str(named(value)).lower() for value in labels})
+    by_name = all(name.isdecimal() for name in numbers) or not numbers.keys().isdisjoint(
+        {str(named(value)).lower() for value in labels}
+    )
 
     def one(value: Any) -> int:
         known = numbers.get(str(named(value)).lower()) if value is not None else None

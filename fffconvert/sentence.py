@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -184,7 +185,8 @@ def embeddings(hidden: Tensor, attention_mask: Tensor, pooling: nn.Module | None
     if pooling is None:
         real = attention_mask[..., None]  # (n_rows, n_tokens, 1)
         return (hidden * real).sum(1) / real.sum(1)
-    found: Tensor = pooling.to(hidden.device)({"token_embeddings": hidden, "attention_mask": attention_mask})[
+    pooling = pooling.to(hidden.device, torch.float32)  # whatever the transformer is in
+    found: Tensor = pooling({"token_embeddings": hidden.float(), "attention_mask": attention_mask})[
         "sentence_embedding"
     ]
     return found

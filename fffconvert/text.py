@@ -39,6 +39,17 @@ def readable_length(
     return min(limit, max_length)
 
 
+PROBE = "Is THIS naïve text read the same way, 1 or 2 times?"
+
+
+def check_same_tokenizer(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
+    """Raises a `UserError` for a student and a teacher that read a text as different tokens."""
+    if ours.get_vocab() != theirs.get_vocab() or ours(PROBE)["input_ids"] != theirs(PROBE)["input_ids"]:
+        raise UserError(
+            "the student's tokenizer reads a text as other tokens than the teacher's; expected one tokenizer for both"
+        )
+
+
 def say_if_cut(what: str, lengths: Iterable[int], limit: int) -> None:
     """One line where more than a few texts have as many tokens as they may: what follows was not read."""
     cut = [length >= limit for length in lengths]

@@ -37,7 +37,7 @@ from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.modeling import refuse_inference
-from fffconvert.modes import own_forward
+from fffconvert.modes import own_forward, undivided
 from fffconvert.projection import onednn_on
 from fffconvert.recipe import Training
 from fffconvert.resumption import fingerprint_of, resume, save_checkpoint
@@ -163,7 +163,7 @@ def train(
     batches = BatchSampler(sampler, settings.batch_size, drop_last=len(rows) >= settings.batch_size)
     n_steps = settings.epochs * -(-len(batches) // settings.gradient_accumulation)
     optimizer, schedule = optimizer_of(model, settings, n_steps)
-    with own_forward(model), onednn_on(accelerator.device):
+    with own_forward(model), undivided(model), onednn_on(accelerator.device):
         wrapped, optimizer, schedule, loader = accelerator.prepare(
             model, optimizer, schedule, loader_of(rows, tokenizer, batches)
         )

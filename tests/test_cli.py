@@ -152,6 +152,16 @@ def test_a_teacher_is_dense_and_an_output_no_link(
     assert "is a link; name the folder itself" in asked
 
 
+def test_a_teacher_with_another_tokenizer_is_refused(
+    dense: str, text: Path, folder_of: Callable[..., str], classifier: BertForSequenceClassification
+) -> None:
+    other = folder_of(classifier, "other")
+    file = Path(other, "tokenizer.json")
+    file.write_text(file.read_text().replace('"Lowercase"', '"NFC"'))
+    line = fail("evaluate", dense, "--teacher", other, "--text", text)
+    assert "the student's tokenizer reads a text as other tokens than the teacher's" in line
+
+
 def test_a_teacher_of_another_size_is_refused(dense: str, text: Path, folder_of: Callable[..., str]) -> None:
     deep = folder_of(BertForSequenceClassification(tiny_config(num_hidden_layers=3)), "deep")
     assert "num_hidden_layers is 2 and the teacher's 3" in fail(

@@ -64,6 +64,8 @@ def test_names_and_numbers_are_not_mixed(tmp_path: Path, tokenizer: PreTrainedTo
     stars = config_for("classification", id2label={i: str(i + 1) for i in range(5)})
     with pytest.raises(UserError, match=r"0 in column 'label' is no label; expected one of 1, 2, 3, 4, 5$"):
         encoded_labels(tmp_path, tokenizer, stars, [0, 1, 4])
+    with pytest.raises(UserError, match="0 in column 'label' is no label"):
+        encoded_labels(tmp_path, tokenizer, stars, [0, 0, 0])
     features = Features({"text": Value("string"), "label": ClassLabel(names=["same", "other"])})
     rows = Dataset.from_dict({"text": sentences(2), "label": [0, 1]}, features=features)
     DatasetDict(train=rows).save_to_disk(tmp_path / "saved")
@@ -406,3 +408,11 @@ def test_it_is_said_when_more_than_a_few_texts_are_cut(
     found = " ".join(capsys.readouterr().err.split())
     assert said in found
     assert bool(said) == ("or more" in found)
+
+
+def test_a_text_without_a_token_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    bare = deepcopy(tokenizer)
+    bare.backend_tokenizer.post_processor = None
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": ["good", ""], "label": [0, 1]})
+    with pytest.raises(UserError, match="a text without a token"):
+        read_data(source, bare, None)

@@ -159,3 +159,14 @@ def test_one_text_has_no_neighbour(tokenizer) -> None:
     model, rows = BertModel(tiny_config()), tokenized_texts(sentences(1), tokenizer)
     with pytest.raises(UserError, match="has no neighbour to judge by; expected two or more"):
         evaluation.evaluate(model, tokenizer, Task("text", ("text",), kind="embedding"), {"own": rows}, model)
+
+
+def test_ffns_may_be_told_to_read_a_few_tokens_at_a_time(tokenizer):
+    rows = tokenized_texts(sentences(6), tokenizer).add_column("labels", [0, 1] * 3)
+    model, teacher = (tiny_model("bert", num_labels=2, hidden_act=act) for act in ("relu", "gelu"))
+    task = Task("own", ("text",), ("bad", "good"))
+    expected = evaluate(model, tokenizer, task, {"mine": rows}, teacher)
+    for module in (*model.modules(), *teacher.modules()):
+        if hasattr(module, "chunk_size_feed_forward"):
+            module.chunk_size_feed_forward = 7  # of which no batch is a multiple
+    assert evaluate(model, tokenizer, task, {"mine": rows}, teacher) == expected

@@ -13,13 +13,11 @@ from click.testing import CliRunner
 from conftest import sentences, tiny_config
 from datasets import Dataset
 from scipy.stats import spearmanr
-from torch.nn.utils import parameters_to_vector
 from transformers import BertModel, PreTrainedTokenizerFast, set_seed
 
-from fffconvert import UserError, checkpoint, columns, convert, data, distill, distillation, hub, pipeline
+from fffconvert import UserError, checkpoint, convert, data, distill, distillation, hub, pipeline
 from fffconvert.cli import main
 from fffconvert.dry_run import estimate_run
-from fffconvert.encoding import tokenized
 from fffconvert.inference import embed
 from fffconvert.recipe import Recipe, Training
 from fffconvert.sentence import SentenceModules, embeddings, read_modules
@@ -134,15 +132,13 @@ def test_a_default_prompt_stands_before_every_text(include, folder_of, tmp_path)
     np.testing.assert_allclose(found, made.encode(texts, normalize_embeddings=True), atol=1e-5)
 
 
-def test_its_embeddings_are_part_of_what_a_student_is_taught(encoder):
-    loaded, texts = checkpoint.load(encoder), Dataset.from_dict({"text": sentences(40)})
-    rows = tokenized(columns.unlabelled("own", ("text",), None), texts, loaded.tokenizer)
-    students = [
-        convert(loaded.model, loaded.tokenizer, sentences(40), TreeShape(2, 2)).model for _ in range(2)
-    ]
-    for student, pooling in zip(students, (loaded.pooling, None), strict=True):
-        distill(student, loaded.model, loaded.tokenizer, rows, Training(learning_rate=1e-3), pooling=pooling)
-    assert not torch.equal(*(parameters_to_vector(student.parameters()) for student in students))
+def test_modules_read_the_states_of_a_model_in_half_precision():
+    class Dense(torch.nn.Linear):
+        def forward(self, features):
+            return {"sentence_embedding": super().forward(features["token_embeddings"].mean(1))}
+
+    states, mask = torch.ones(2, 3, 4, dtype=torch.bfloat16), torch.ones(2, 3)
+    assert embeddings(states, mask, Dense(4, 5)).shape == (2, 5)
 
 
 def test_its_embeddings_count_for_most_of_what_a_student_is_taught(encoder, monkeypatch):
