@@ -75,8 +75,9 @@ def tokenized(
         seed: Decides which tokens of a `masked` task are masked.
 
     Raises:
-        UserError: For a row without text or without a token, or with a label that is none of the task's; for a tokenizer
-            that does not say where in a text its tokens stand, or pads before them, and a task that has to know.
+        UserError: For a row without text or without a token, or with a label that is none of the task's; for a
+            tokenizer that does not say where in a text its tokens stand, or pads before them, and a task that has to
+            know.
     """
     check_tokenizer(task, tokenizer)
     if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
