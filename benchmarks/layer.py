@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import display
+from fffconvert.clock import Run
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference, status
 from fffconvert.latency import (
     FEWEST_INPUTS,
-    Run,
     Timing,
     in_pieces,
     machine_name,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, product
@@ -23,8 +20,9 @@ from transformers.activations import ACT2FN
 
 from fffconvert import onnx_runtime
 from fffconvert.activations import recording_inputs
+from fffconvert.clock import Run, thread_counts, time_in_turn, using_threads
 from fffconvert.display import say, track
-from fffconvert.errors import UserError, first_line
+from fffconvert.errors import first_line
 from fffconvert.families import (
     Family,
     family_of,
@@ -32,29 +30,21 @@ from fffconvert.families import (
     layers_of,
     longest_text,
     random_ids,
-    replace_projections,
 )
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference
-from fffconvert.modeling import config_with, counterpart, dense_class_of, is_int8, refuse_dense, shape_of
+from fffconvert.modeling import refuse_dense
 from fffconvert.modes import evaluating
-from fffconvert.projection import ONEDNN, Projection
-from fffconvert.quantization import quantize
-from fffconvert.tree import REMOVED, TreeShape, narrow
+from fffconvert.twins import LIMIT, check_original, models_beside, untrained_twin
 
-Run = Callable[[], object]
 Layer = Callable[[Tensor], object]
 
-LIMIT = "FFNs removed"
 COMPILED = ("dense", "converted")  # the models that are also timed under `torch.compile`
 LAYER_TOKENS = (1, 16, 128)
 FULL_LAYER_TOKENS = (1, 16, 128, 1024, 4096)
 MODEL_SIZES = ((1, 16), (1, 128), (8, 128))  # batch, length
 FULL_MODEL_SIZES = tuple((batch, length) for batch in (1, 8, 32) for length in (16, 128, 384))
 SECONDS_PER_ROW = 3.0
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
-LONG_ENOUGH = 1e-2  # seconds; what is quicker is called several times
-MOST_CALLS = 100
 FEWEST_INPUTS = 128  # tokens that a layer is timed on, few at a time or all at once
 WIDE_SPREAD = 0.25  # interquartile range over median, past which a machine was busy with something else
 
@@ -154,11 +144,6 @@ def readable(sizes: Sequence[tuple[int, int]], longest: int) -> list[tuple[int, 
     return list(cut)
 
 
-def thread_counts() -> list[int]:
-    """One thread, and all of PyTorch's."""
-    return sorted({1, torch.get_num_threads()})
-
-
 def time_layers(
     models: Mapping[str, PreTrainedModel],
     family: Family,
@@ -204,23 +189,6 @@ def time_models(
 # ---- What is compared
 
 
-def models_beside(
-    model: PreTrainedModel, dense: PreTrainedModel, family: Family
-) -> dict[str, PreTrainedModel]:
-    """A converted model and what it is compared with, by name; all but int8 in its dtype."""
-    if dense.dtype != model.dtype:  # training is in float32, whatever the original was in
-        dense = deepcopy(dense).to(model.dtype)  # type: ignore[arg-type]
-    models = {"dense": dense, "converted": model, LIMIT: without_ffns(model)}
-    shape = shape_of(model.config)
-    if shape.depth > 0:
-        models["narrow"] = untrained_twin(model, narrow(shape))
-    if model.dtype == torch.float32 and ONEDNN:
-        models["dense oneDNN"] = by_onednn(dense, family)
-    if not is_int8(model.config) and model.dtype == torch.float32:  # which is what int8 is made from
-        models["converted int8"] = quantize(model)
-    return models
-
-
 def layers_beside(models: Mapping[str, PreTrainedModel], family: Family) -> dict[str, Sequence[Layer]]:
     """The FFNs of these models, first layer to last, and those of the converted one in plain PyTorch too."""
     fffs = cast(list[FFF], ffn_inputs_of(models["converted"], family))
@@ -230,50 +198,6 @@ def layers_beside(models: Mapping[str, PreTrainedModel], family: Family) -> dict
     if "narrow" in models:
         layers["narrow"] = ffn_inputs_of(models["narrow"], family)
     return layers
-
-
-@torch.random.fork_rng(devices=[])
-def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> PreTrainedModel:
-    """An untrained model of the same size and head: converted to another shape, or dense."""
-    cls: Any = type(model) if shape is not None else dense_class_of(type(model))
-    kept: dict[str, Any] = {}
-    if shape is not None:
-        kept = {"fff": shape.to_dict(), "int8_projections": is_int8(model.config)}
-    return counterpart(model, cls, config_with(model.config, cls.config_class, **kept))
-
-
-def by_onednn(dense: PreTrainedModel, family: Family) -> PreTrainedModel:
-    """A dense model whose layers have their products from the library that a converted one has them from."""
-    twin = deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})
-    replace_projections(twin, family, Projection.of)
-    return twin
-
-
-def without_ffns(model: PreTrainedModel) -> PreTrainedModel:
-    """The limit: an untrained model of the same size where an FFN gives back its input."""
-    family = family_of(model.config)
-    twin = untrained_twin(model, REMOVED)
-    for layer in layers_of(twin, family):
-        layer.set_submodule(family.place, nn.Identity())
-    return twin
-
-
-def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
-    """Raises a `UserError` for a dense model that cannot be the converted one's original."""
-    family = family_of(model.config)
-    if dense.config.model_type != family.model_type:
-        raise UserError(
-            f"the dense model is of type {dense.config.model_type!r}; expected {family.model_type!r}"
-        )
-    for name in (family.d_model, family.n_neurons, "num_hidden_layers", "vocab_size"):
-        ours, theirs = getattr(model.config, name), getattr(dense.config, name)
-        if ours != theirs:
-            raise UserError(
-                f"{name} is {ours} in the converted model and {theirs} in the dense one; expected the same"
-            )
-    expected = dense_class_of(type(model))
-    if type(dense) is not expected:
-        raise UserError(f"the dense model is a {type(dense).__name__}; expected a {expected.__name__}")
 
 
 def inputs_of_layers(model: PreTrainedModel, family: Family, n_tokens: int) -> list[Tensor]:
@@ -348,18 +272,7 @@ def runs_of(
     return runs
 
 
-# ---- The clock
-
-
-@contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    """Sets PyTorch's number of threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+# ---- Rows of the table
 
 
 def time_row(what: str, size: str, threads: int, runs: dict[str, Run], seconds: float) -> Timing:
@@ -372,41 +285,6 @@ def time_row(what: str, size: str, threads: int, runs: dict[str, Run], seconds: 
     }
     to_limit = float(np.median(np.divide(times["converted"], times[LIMIT]))) if LIMIT in times else None
     return Timing(what, size, threads, medians, spreads, max(spreads.values()) < WIDE_SPREAD, to_limit)
-
-
-def time_in_turn(runs: Sequence[Run], seconds: float) -> list[list[float]]:
-    """Times each of `runs` in turn, round after round, until `seconds` are over; milliseconds a call.
-
-    All rounds are full, and there are `FEWEST_ROUNDS` at least. What takes several calls to time has one more before
-    them: the first call waits for its code, and for the caches to write out what other runs left in them, for which in
-    a model one layer of many waits.
-    """
-    repeats = [_repeats(run) for run in runs]
-    times: list[list[float]] = [[] for _ in runs]
-    end = time.perf_counter() + seconds
-    while len(times[0]) < FEWEST_ROUNDS or (time.perf_counter() < end and len(times[0]) < MOST_ROUNDS):
-        for run, n, taken in zip(runs, repeats, times, strict=True):
-            if n > 1:
-                run()
-            start = time.perf_counter()
-            for _ in range(n):
-                run()
-            taken.append(1000 * (time.perf_counter() - start) / n)
-    return times
-
-
-def _repeats(run: Run) -> int:
-    """Warms up, and says how many calls are long enough to time."""
-    run()
-    shortest = LONG_ENOUGH
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        took = time.perf_counter() - start
-        if took >= LONG_ENOUGH:
-            break
-        shortest = min(shortest, took)
-    return min(MOST_CALLS, math.ceil(LONG_ENOUGH / shortest))
 
 
 def machine_name() -> str:

@@ -150,7 +150,8 @@ def show_timings(title: str, rows: list[dict[str, Any]], scale: float) -> None:
 
     How near a converted model is to the limit, by the ratios within the rounds, is in a line of its own.
     """
-    from fffconvert.latency import LIMIT, WIDE_SPREAD
+    from fffconvert.latency import WIDE_SPREAD
+    from fffconvert.twins import LIMIT
 
     def cell(row: dict[str, Any], name: str) -> str | None:
         if name not in row["medians"]:

@@ -31,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from fffconvert import latency
+from fffconvert import clock
 from fffconvert.cli import main
 from fffconvert.columns import unlabelled
 from fffconvert.encoding import tokenized
@@ -208,8 +208,8 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `benchmark` measure no more than it must: the numbers mean nothing."""
     quick = {"sizes": ((1, 16),), "layer_tokens": (4,), "others": False, "seconds_per_row": 0.0}
     monkeypatch.setattr(benchmark, "__kwdefaults__", quick)
-    monkeypatch.setattr(latency, "MOST_CALLS", 1)
-    monkeypatch.setattr(latency, "FEWEST_ROUNDS", 2)
+    monkeypatch.setattr(clock, "MOST_CALLS", 1)
+    monkeypatch.setattr(clock, "FEWEST_ROUNDS", 2)
 
 
 def commands(group: click.Group = main, *path: str) -> Iterator[tuple[str, click.Command]]:

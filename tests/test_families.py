@@ -30,10 +30,11 @@ from fffconvert.families import (
     replace_ffns,
 )
 from fffconvert.inspection import info
-from fffconvert.latency import benchmark, dense_ffns, untrained_twin
+from fffconvert.latency import benchmark, dense_ffns
 from fffconvert.modeling import config_class
 from fffconvert.recipe import Training
 from fffconvert.tree import REMOVED, TreeShape
+from fffconvert.twins import untrained_twin
 
 every_family = pytest.mark.parametrize("model_type", TINY)
 

@@ -21,10 +21,10 @@ from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.fit import contributions, fit_layer
 from fffconvert.kernels import reference
-from fffconvert.latency import untrained_twin
 from fffconvert.modeling import shape_of
 from fffconvert.recipe import Init
 from fffconvert.tree import GatedTreeShape, TreeShape, narrow
+from fffconvert.twins import untrained_twin
 
 N_NEURONS = 30
 grown = pytest.mark.parametrize("init", ["inputs", "neurons"])

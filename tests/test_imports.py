@@ -17,7 +17,7 @@ PACKAGE = Path(fffconvert.__file__).parent
 
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
-batch errors display modes python_docs remote
+batch clock errors display modes python_docs remote
 folders heads sentence tree
 cluster kernels projection recipe tasks
 accelerator dense fff labels metrics options
@@ -26,9 +26,9 @@ activations modeling text
 encoding export sensitivity training
 calibration onnx_runtime
 card conversion distillation estimate quantization registration
-checkpoint inference latency sources
-columns evaluation hub inspection tables workspace
-comparison data
+checkpoint inference sources twins
+columns evaluation hub inspection latency workspace
+comparison data tables
 pipeline
 dry_run
 cli

@@ -9,7 +9,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import tiny_config
-from torch import nn
 from transformers import BertForMultipleChoice, BertModel
 
 from fffconvert import latency, onnx_runtime
@@ -17,11 +16,11 @@ from fffconvert.cli import main
 from fffconvert.conversion import convert
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, random_ids
-from fffconvert.fff import FFF
 from fffconvert.projection import ONEDNN
 from fffconvert.quantization import quantize
 from fffconvert.tables import show_latency
 from fffconvert.tree import TreeShape
+from fffconvert.twins import LIMIT
 
 BY_ONEDNN = {"dense oneDNN"} if ONEDNN else set()
 MODEL = {"dense", "converted", "narrow", "FFNs removed", "converted int8"} | BY_ONEDNN
@@ -76,7 +75,7 @@ def test_a_model_in_half_precision_has_no_int8_and_no_onednn_beside_it(student):
 
 def test_the_distance_to_the_limit_is_taken_within_a_round(monkeypatch):
     # the machine was busy in the second round
-    rounds = {"converted": [2.0, 30.0, 3.0], latency.LIMIT: [1.0, 10.0, 2.0]}
+    rounds = {"converted": [2.0, 30.0, 3.0], LIMIT: [1.0, 10.0, 2.0]}
     monkeypatch.setattr(latency, "time_in_turn", lambda *_: list(rounds.values()))
     row = latency.time_row("model", "1 x 4", 1, dict.fromkeys(rounds, list), 0.0)
     assert row.to_limit == 2.0
@@ -131,24 +130,9 @@ def test_what_onnx_runtime_runs_is_timed_and_what_it_cannot_run_has_a_reason(
     assert found.rows[0].medians.keys() == MODEL | COMPILED | {"ONNX Runtime", "ONNX Runtime int8"}
 
 
-def test_the_limit_has_no_ffn_at_all(student):
-    limit = latency.without_ffns(student)
-    assert not any(isinstance(module, FFF) for module in limit.modules())
-    assert isinstance(limit.bert.encoder.layer[0].intermediate, nn.Identity)
-    assert limit(input_ids=torch.tensor([[2, 7, 3]])).logits.shape == (1, 2)
-
-
 def test_an_int8_model_is_compared_with_an_int8_limit(student):
     found = measure(quantize(student), sizes=((1, 4),), layer_tokens=())
     assert found.rows[0].medians.keys() == MODEL - {"converted int8"}
-    assert latency.without_ffns(quantize(student)).config.int8_projections
-
-
-def test_what_is_quick_is_called_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    for milliseconds, calls in ((0.001, latency.MOST_CALLS), (4, 3), (9, 2), (11, 1)):
-        clock = iter(n * milliseconds / 1000 for n in (0, 1, 1, 2, 2, 3))
-        monkeypatch.setattr(latency.time, "perf_counter", lambda clock=clock: next(clock))
-        assert latency._repeats(lambda: None) == calls
 
 
 def test_layers_are_called_in_turn_each_on_tokens_of_its_own():
@@ -177,21 +161,11 @@ def test_layers_get_what_they_get_in_the_model(student):
         torch.testing.assert_close(second, layers[1].attention(states[1])[0][0, :10])
 
 
-def test_the_clock_takes_turns_and_full_rounds():
-    order: list[str] = []
-    runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    timing = latency.time_row("layer", "1", 1, runs, 0.0)
-    assert timing.medians.keys() == {"a", "b"}
-    assert order.count("a") == order.count("b") > latency.FEWEST_ROUNDS
-    assert "ab" in "".join(order)
-    assert "ba" in "".join(order)
-
-
 def test_a_wide_spread_is_no_confident_number(capsys):
     row = {"what": "model", "size": "1 x 8", "threads": 1, "to_limit": 1.066}
-    quiet = {"dense": 0.0, "converted": 0.1, latency.LIMIT: 0.0}
+    quiet = {"dense": 0.0, "converted": 0.1, LIMIT: 0.0}
     row |= {
-        "medians": {"dense": 2.0, "converted": 1.0, latency.LIMIT: 0.9},
+        "medians": {"dense": 2.0, "converted": 1.0, LIMIT: 0.9},
         "spreads": quiet | {"converted": 0.6},
     }
     report = {"machine": "m", "absent": {"ONNX Runtime": "not installed"}, "rows": [{**row, "steady": False}]}

@@ -1,0 +1,22 @@
+"""Models of a converted one's size."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fffconvert.conversion import convert
+from fffconvert.fff import FFF
+from fffconvert.quantization import quantize
+from fffconvert.tree import TreeShape
+from fffconvert.twins import without_ffns
+
+
+def test_the_limit_has_no_ffn_at_all(classifier, tokenizer, texts):
+    shape = TreeShape(depth=2, leaf_width=3)
+    student = convert(classifier, tokenizer, texts, shape, calibration_tokens=300).model
+    limit = without_ffns(student)
+    assert not any(isinstance(module, FFF) for module in limit.modules())
+    assert isinstance(limit.bert.encoder.layer[0].intermediate, nn.Identity)
+    assert limit(input_ids=torch.tensor([[2, 7, 3]])).logits.shape == (1, 2)
+    assert without_ffns(quantize(student)).config.int8_projections
