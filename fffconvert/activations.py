@@ -15,7 +15,7 @@ from fffconvert.batch import Batch, to_device
 from fffconvert.display import track
 from fffconvert.errors import UserError
 from fffconvert.families import base_of
-from fffconvert.modes import evaluating, undivided
+from fffconvert.modes import evaluating
 from fffconvert.projection import onednn_on
 
 READING = "Reading calibration text"
@@ -102,7 +102,7 @@ class PausedForward:
     @torch.no_grad()
     def go_on(self, description: str) -> None:
         """Lets every forward pass go on until it waits, or ends."""
-        with evaluating(self.model), undivided(self.model), onednn_on(self.model.device):
+        with evaluating(self.model), onednn_on(self.model.device):
             for forward_pass in track(self.passes, description):
                 forward_pass.switch()
 
@@ -120,7 +120,7 @@ def collect_inputs(
         n_tokens: Tokens to keep, from the first; the batches have as many.
     """
     kept = [Rows(n_tokens) for _ in places]  # tables of (n_tokens, n_uses, d_model)
-    with evaluating(model), undivided(model), onednn_on(model.device), ExitStack() as stack:
+    with evaluating(model), onednn_on(model.device), ExitStack() as stack:
         recorded = [stack.enter_context(recording_inputs(place)) for place in places]
         for batch in track(batches, READING):
             base_of(model)(**to_device(batch, model.device))

@@ -18,7 +18,7 @@ from fffconvert.families import PREFIX
 from fffconvert.fff import FFF
 from fffconvert.heads import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.modeling import is_int8, refuse_converted, refuse_dense
-from fffconvert.modes import evaluating, moved, undivided
+from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import DISTILL, FINETUNE, Training
 from fffconvert.sentence import embeddings
 from fffconvert.training import train
@@ -115,7 +115,7 @@ def distill(
         output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
         return distillation_loss(output, target, inputs["attention_mask"], exclusive, pooling)
 
-    with evaluating(teacher), undivided(teacher), moved(teacher, process_state().device):
+    with evaluating(teacher), moved(teacher, process_state().device):
         train(
             student,
             rows,

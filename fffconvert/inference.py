@@ -25,7 +25,7 @@ from fffconvert.errors import UserError
 from fffconvert.labels import IGNORED
 from fffconvert.metrics import Answers
 from fffconvert.modeling import is_int8
-from fffconvert.modes import evaluating, moved, undivided
+from fffconvert.modes import evaluating, moved
 from fffconvert.projection import onednn_on
 from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
@@ -135,7 +135,6 @@ def forward_all(
     found: list[NDArray[Any]] = []
     with (
         evaluating(model),
-        undivided(model),
         moved(model, device),
         torch.no_grad(),
         onednn_on(device),
@@ -165,6 +164,6 @@ def hidden_error(
         return hidden_errors(output, theirs, real)
 
     rows = rows.select(range(min(ROWS_FOR_HIDDEN_ERROR, len(rows))))
-    with evaluating(teacher), undivided(teacher), moved(teacher, device_for(model)):
+    with evaluating(teacher), moved(teacher, device_for(model)):
         errors = forward_all(model, tokenizer, rows, "Comparing hidden states", compare, True)
     return float(np.mean(errors))

@@ -37,18 +37,6 @@ def pytorch_defaults() -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switches dropout off for a while."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Lets no parameter require a gradient for a while: a backward pass would compute what nobody asked for."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -89,3 +77,16 @@ def undivided(model: nn.Module) -> Iterator[None]:
     finally:
         for module, chunk in chunks.items():
             setattr(module, name, chunk)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Has a model without dropout for a while, its FFNs `undivided`."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with undivided(model):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

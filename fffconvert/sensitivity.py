@@ -18,7 +18,7 @@ from fffconvert.batch import Batch, parts_of, to_device
 from fffconvert.display import track
 from fffconvert.families import base_of, chooses_among_texts
 from fffconvert.heads import TOKEN_LOGITS
-from fffconvert.modes import evaluating, frozen, undivided
+from fffconvert.modes import evaluating, frozen
 from fffconvert.projection import onednn_on
 
 SENSITIVITY_TOKENS = 8192  # what is estimated from them are no more than d_model * d_model numbers
@@ -54,7 +54,6 @@ def sensitivities(
     differentiated = base_of(model) if chooses_among_texts(model) else model
     with (
         evaluating(model),
-        undivided(model),
         frozen(model),
         torch.enable_grad(),
         onednn_on(model.device),

@@ -16,6 +16,7 @@ Text = str | tuple[str, str]
 """A text, or a pair of them for a model that reads two."""
 
 FEW_CUT = 0.01  # of the texts: of fewer that are cut nobody needs to hear
+PROBE = "Is THIS naïve text read the same way, 1 or 2 times?"  # of which two tokenizers make the same tokens, or not
 
 
 def readable_length(
@@ -37,9 +38,6 @@ def readable_length(
     if limit < max_length != MAX_LENGTH:
         say(f"Texts are cut at {limit} tokens: the model reads no more")
     return min(limit, max_length)
-
-
-PROBE = "Is THIS naïve text read the same way, 1 or 2 times?"
 
 
 def check_same_tokenizer(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
