@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from fffconvert.checkpoint import load
 from fffconvert.conversion import convert
 from fffconvert.display import table
-from fffconvert.distillation import distillation_loss
+from fffconvert.distillation import comparing
 from fffconvert.families import random_ids
 from fffconvert.latency import time_row
 from fffconvert.projection import WithOneDNN
@@ -36,10 +36,8 @@ def distillation_step(
     student: PreTrainedModel, teacher: PreTrainedModel, ids: torch.Tensor, optimizer: torch.optim.Optimizer
 ) -> None:
     """One step of `fffconvert distill`."""
-    with torch.no_grad():
-        target = teacher(input_ids=ids, output_hidden_states=True)
-    output = student(input_ids=ids, output_hidden_states=True)
-    distillation_loss(output, target, torch.ones_like(ids))[0].backward()
+    with comparing(student, teacher) as loss:
+        loss(student, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0].backward()
     optimizer.step()
     optimizer.zero_grad()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,16 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from fffconvert.accelerator import process_state
+from fffconvert.activations import recording_outputs
 from fffconvert.batch import Batch, without_truth
 from fffconvert.errors import UserError
-from fffconvert.families import PREFIX
+from fffconvert.families import PREFIX, family_of, layers_of
 from fffconvert.fff import FFF
 from fffconvert.heads import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.modeling import is_int8, refuse_converted, refuse_dense
 from fffconvert.modes import evaluating, moved
+from fffconvert.projection import Projection
 from fffconvert.recipe import DISTILL, FINETUNE, Training
 from fffconvert.sentence import embeddings
-from fffconvert.training import train
+from fffconvert.training import Loss, train
 
 EMBEDDING_WEIGHT = 60.0
 """How often an embedding's error counts: hidden states serve it, and errors of many layers would drown it out."""
@@ -106,16 +111,11 @@ def distill(
         UserError, NotWritten: As `fffconvert.training.train` does.
     """
     check_distillable(student, teacher)
-    exclusive = student.config.problem_type not in ("regression", "multi_label_classification")
-
-    def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = without_truth(batch)
-        with torch.no_grad():
-            target = teacher(**inputs, output_hidden_states=True, return_dict=True)
-        output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
-        return distillation_loss(output, target, inputs["attention_mask"], exclusive, pooling)
-
-    with evaluating(teacher), moved(teacher, process_state().device):
+    with (
+        evaluating(teacher),
+        moved(teacher, process_state().device),
+        comparing(student, teacher, pooling) as loss,
+    ):
         train(
             student,
             rows,
@@ -168,16 +168,58 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         raise UserError(f"the student is made For{ours} and the teacher is not; expected the same head")
 
 
+@contextmanager
+def comparing(
+    student: PreTrainedModel, teacher: PreTrainedModel, pooling: nn.Module | None = None
+) -> Iterator[Loss]:
+    """Yields the loss of a student beside its teacher, which is to be called with the student as it is wrapped."""
+    exclusive = student.config.problem_type not in ("regression", "multi_label_classification")
+    with ExitStack() as stack:
+        recorded = [
+            tuple(stack.enter_context(recording_outputs(module)) for module in pair)
+            for pair in projections_of(student, teacher)
+        ]
+
+        def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            inputs = without_truth(batch)
+            for calls in chain.from_iterable(recorded):
+                calls.clear()
+            with torch.no_grad():
+                target = teacher(**inputs, output_hidden_states=True, return_dict=True)
+            output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
+            projections = [pair for calls in recorded for pair in zip(*calls, strict=True)]
+            return distillation_loss(
+                output, target, inputs["attention_mask"], exclusive, pooling, projections
+            )
+
+        yield loss
+
+
+def projections_of(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tuple[nn.Module, nn.Module]]:
+    """The student's linear layers in attention, each with the teacher's: the FFNs apart, both have the same."""
+    family = family_of(teacher.config)
+    layers = zip(layers_of(student, family), layers_of(teacher, family), strict=True)
+    return [
+        (module, theirs.get_submodule(path))
+        for ours, theirs in layers
+        for path, module in ours.named_modules()
+        if isinstance(module, Projection)
+    ]
+
+
 def distillation_loss(
     student: ModelOutput,
     teacher: ModelOutput,
     attention_mask: Tensor,
     exclusive: bool = True,
     pooling: nn.Module | None = None,
+    projections: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits' error, plus relative squared error of every layer's hidden states, and of sentence embeddings.
+    """The logits' error, plus relative squared error of hidden states, attention's projections, sentence embeddings.
 
     All errors are means over the rows; for that of hidden states see `hidden_errors`, for the logits' `logit_error`.
+    A student that attends as its teacher does comes closer to it on text that it was not taught (Wang et al., arXiv
+    2012.15828, compare how queries, keys and values relate the tokens; their own errors do as well here).
 
     Args:
         student: Output with hidden states, and logits where there is a head.
@@ -185,12 +227,17 @@ def distillation_loss(
         attention_mask: `(n_rows, n_tokens)`, 1 for real tokens.
         exclusive: Whether several logits are those of classes of which one is right.
         pooling: Makes sentence embeddings of the last hidden states; without it there are none to compare.
+        projections: What linear layers in attention give in the student and in the teacher, each
+            `(n_rows, n_tokens, width)`; what is not of these tokens, such as relative positions, does not count.
 
     Returns:
         The loss, and its parts by name.
     """
     real = attention_mask.to(torch.float32)  # (n_rows, n_tokens)
     figures = {"hidden": hidden_errors(student, teacher, real).mean()}
+    errors = [relative_error(*pair, real) for pair in projections if pair[0].shape[:-1] == real.shape]
+    if errors:
+        figures["attention"] = torch.stack(errors).sum(0).mean()
     for name, ours in student.items():
         if name.endswith("logits"):
             figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS, exclusive)
