@@ -14,7 +14,15 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert import distillation
 from fffconvert.conversion import convert
-from fffconvert.distillation import check_pair, distill, distillation_loss, logit_error, relative_error
+from fffconvert.distillation import (
+    check_pair,
+    comparing,
+    distill,
+    distillation_loss,
+    logit_error,
+    projections_of,
+    relative_error,
+)
 from fffconvert.errors import UserError
 from fffconvert.recipe import Training
 from fffconvert.tree import TreeShape
@@ -93,6 +101,14 @@ def test_loss_is_the_sum_of_its_parts_without_the_embeddings() -> None:
     }
     assert float(loss) == pytest.approx(0.5 + math.log(2) / 2)
 
+    ones = torch.ones(2, 3, 4)
+    far = torch.tensor([3.0, 1.0, 9.0])[None, :, None]  # the second row's second token is padding
+    pairs = [(ones, 2 * ones), (ones * far, ones), (torch.zeros(1, 5, 4), torch.ones(1, 5, 4))]
+    more, figures = distillation_loss(student, teacher, MASK, projections=pairs)
+    # a quarter; 4 / 2 in the first row and 4 / 1 in the second; no tokens of these rows
+    assert float(figures["attention"]) == pytest.approx(0.25 + (2 + 4) / 2)
+    assert float(more) == pytest.approx(float(loss) + 3.25)
+
 
 HEADS = ["", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
 
@@ -108,17 +124,32 @@ def test_student_comes_closer_on_text_that_it_was_not_taught(
 
     @torch.no_grad()
     def figures() -> dict[str, float]:
-        ours, theirs = (m(**batch, output_hidden_states=True) for m in (student, teacher))
-        found = distillation_loss(ours, theirs, batch["attention_mask"])[1]
-        return {name: float(value) for name, value in found.items()}
+        with comparing(student, teacher) as loss:
+            return {name: float(value) for name, value in loss(student, batch)[1].items()}
 
     before = figures()
     rows = tokenized_texts(sentences(320, seed=1), tokenizer)
     distill(student, teacher, tokenizer, rows, Training(epochs=3, learning_rate=1e-3, batch_size=16))
     after = figures()
     names = {"": [], "ForQuestionAnswering": ["start_logits", "end_logits"]}.get(head, ["logits"])
-    assert list(after) == ["hidden", *names]
+    assert list(after) == ["hidden", "attention", *names]
     assert sum(after.values()) < sum(before.values())
+    assert after["attention"] < before["attention"]
+
+
+def test_every_projection_of_attention_has_its_teachers(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    student = converted(classifier, tokenizer)
+    pairs = projections_of(student, classifier)
+    assert len(pairs) == 4 * classifier.config.num_hidden_layers  # query, key, value, output
+    assert all(torch.equal(ours.weight, theirs.weight) for ours, theirs in pairs)
+    batch = dict(tokenizer(sentences(4), padding=True, return_tensors="pt"))
+    with torch.no_grad(), comparing(student, classifier) as loss:
+        first = loss(student, batch)[1]
+        again = loss(student, batch)[1]  # of this batch alone
+    assert first == again
+    assert not any(module._forward_hooks for pair in pairs for module in pair)
 
 
 def test_labels_are_not_used_and_the_teacher_is_left_alone(

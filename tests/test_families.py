@@ -16,7 +16,7 @@ from fffconvert.activations import recording_inputs
 from fffconvert.calibration import calibrate
 from fffconvert.checkpoint import load
 from fffconvert.conversion import convert
-from fffconvert.distillation import distill, distillation_loss
+from fffconvert.distillation import comparing, distill
 from fffconvert.errors import UserError
 from fffconvert.families import (
     FAMILIES,
@@ -139,8 +139,10 @@ def test_one_distillation_step_lowers_the_loss(model_type: str, tokenizer: PreTr
 
     @torch.no_grad()
     def loss() -> float:
-        ours, theirs = (m(**batch, output_hidden_states=True) for m in (student, teacher))
-        return float(distillation_loss(ours, theirs, batch["attention_mask"])[0])
+        with comparing(student, teacher) as loss_beside:
+            value, figures = loss_beside(student, batch)
+        assert figures["attention"] > 0  # wherever a family has it
+        return float(value)
 
     before = loss()
     rows = tokenized_texts(sentences(8, seed=5), tokenizer)  # the same: one batch, so one step

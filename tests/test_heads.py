@@ -26,7 +26,7 @@ from fffconvert import checkpoint
 from fffconvert.checkpoint import give_head, load_for_task
 from fffconvert.cli import main
 from fffconvert.data import read_data, read_validations
-from fffconvert.distillation import distillation_loss
+from fffconvert.distillation import comparing
 from fffconvert.errors import UserError
 from fffconvert.evaluation import Judge, evaluate
 from fffconvert.heads import kind_of, labels_of
@@ -152,9 +152,8 @@ def loss_of(student: str, teacher: str, data: str) -> float:
     ours, theirs = checkpoint.load(student), checkpoint.load(teacher)
     rows = read_data(DataSource(data), ours.tokenizer, theirs.model.config, labelled=False).rows
     columns = ours.tokenizer.pad(rows.select_columns(["input_ids", "attention_mask"])[:], return_tensors="pt")
-    with torch.no_grad():
-        outputs = [each.model(**columns, output_hidden_states=True) for each in (ours, theirs)]
-    return float(distillation_loss(*outputs, columns["attention_mask"])[0])
+    with torch.no_grad(), comparing(ours.model, theirs.model) as loss:
+        return float(loss(ours.model, columns)[0])
 
 
 def test_a_teacher_agrees_with_itself(home: Path) -> None:
