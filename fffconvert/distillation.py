@@ -174,6 +174,7 @@ def comparing(
 ) -> Iterator[Loss]:
     """Yields the loss of a student beside its teacher, which is to be called with the student as it is wrapped."""
     exclusive = student.config.problem_type not in ("regression", "multi_label_classification")
+    head_width = student.config.hidden_size // student.config.num_attention_heads
     with ExitStack() as stack:
         recorded = [
             tuple(stack.enter_context(recording_outputs(module)) for module in pair)
@@ -188,9 +189,8 @@ def comparing(
                 target = teacher(**inputs, output_hidden_states=True, return_dict=True)
             output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
             projections = [pair for calls in recorded for pair in zip(*calls, strict=True)]
-            return distillation_loss(
-                output, target, inputs["attention_mask"], exclusive, pooling, projections
-            )
+            mask = inputs["attention_mask"]
+            return distillation_loss(output, target, mask, exclusive, pooling, projections, head_width)
 
         yield loss
 
@@ -214,12 +214,12 @@ def distillation_loss(
     exclusive: bool = True,
     pooling: nn.Module | None = None,
     projections: Sequence[tuple[Tensor, Tensor]] = (),
+    head_width: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits' error, plus relative squared error of hidden states, attention's projections, sentence embeddings.
+    """The sum of what a student does unlike its teacher, each a mean over the rows.
 
-    All errors are means over the rows; for that of hidden states see `hidden_errors`, for the logits' `logit_error`.
-    A student that attends as its teacher does comes closer to it on text that it was not taught (Wang et al., arXiv
-    2012.15828, compare how queries, keys and values relate the tokens; their own errors do as well here).
+    That is the logits' error (`logit_error`), every layer's hidden states' (`hidden_errors`), that of the relations
+    among tokens in every projection of attention (`relation_error`), and the relative one of sentence embeddings.
 
     Args:
         student: Output with hidden states, and logits where there is a head.
@@ -229,13 +229,16 @@ def distillation_loss(
         pooling: Makes sentence embeddings of the last hidden states; without it there are none to compare.
         projections: What linear layers in attention give in the student and in the teacher, each
             `(n_rows, n_tokens, width)`; what is not of these tokens, such as relative positions, does not count.
+        head_width: Width of one of attention's heads.
 
     Returns:
         The loss, and its parts by name.
     """
     real = attention_mask.to(torch.float32)  # (n_rows, n_tokens)
     figures = {"hidden": hidden_errors(student, teacher, real).mean()}
-    errors = [relative_error(*pair, real) for pair in projections if pair[0].shape[:-1] == real.shape]
+    errors = [
+        relation_error(*pair, real, head_width) for pair in projections if pair[0].shape[:-1] == real.shape
+    ]
     if errors:
         figures["attention"] = torch.stack(errors).sum(0).mean()
     for name, ours in student.items():
@@ -270,6 +273,28 @@ def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
     ours, theirs = ours.float(), theirs.float()  # squares leave float16 early
     error = ((ours - theirs).square().sum(-1) * real).sum(1)
     return error / (theirs.square().sum(-1) * real).sum(1)
+
+
+def relation_error(ours: Tensor, theirs: Tensor, real: Tensor, head_width: int) -> Tensor:
+    """How differently tokens relate to each other in a student's and its teacher's projection: per row, `(n_rows,)`.
+
+    In each head a token's relations are the softmax of its scaled products with all tokens; compared by the divergence
+    from the teacher's, as MiniLMv2 does (Wang et al., arXiv 2012.15828), and averaged over heads and real tokens.
+
+    Args:
+        ours: `(n_rows, n_tokens, width)`, the heads one after the other.
+        theirs: As `ours`.
+        real: `(n_rows, n_tokens)`, 1.0 for real tokens.
+        head_width: What a head has of `width`.
+    """
+
+    def products(x: Tensor) -> Tensor:
+        heads = x.float().unflatten(-1, (-1, head_width)).transpose(1, 2)
+        found = heads @ heads.mT / head_width**0.5  # (n_rows, n_heads, n_tokens, n_tokens)
+        return found.masked_fill(real[:, None, None] == 0, torch.finfo(found.dtype).min)
+
+    error = divergence(products(ours), products(theirs)).mean(1)  # (n_rows, n_tokens)
+    return (error * real).sum(1) / real.sum(1)
 
 
 def embedding_error(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from fffconvert.distillation import (
     distillation_loss,
     logit_error,
     projections_of,
+    relation_error,
     relative_error,
 )
 from fffconvert.errors import UserError
@@ -101,13 +102,14 @@ def test_loss_is_the_sum_of_its_parts_without_the_embeddings() -> None:
     }
     assert float(loss) == pytest.approx(0.5 + math.log(2) / 2)
 
-    ones = torch.ones(2, 3, 4)
-    far = torch.tensor([3.0, 1.0, 9.0])[None, :, None]  # the second row's second token is padding
-    pairs = [(ones, 2 * ones), (ones * far, ones), (torch.zeros(1, 5, 4), torch.ones(1, 5, 4))]
-    more, figures = distillation_loss(student, teacher, MASK, projections=pairs)
-    # a quarter; 4 / 2 in the first row and 4 / 1 in the second; no tokens of these rows
-    assert float(figures["attention"]) == pytest.approx(0.25 + (2 + 4) / 2)
-    assert float(more) == pytest.approx(float(loss) + 3.25)
+    apart, alike = torch.eye(3).expand(2, 3, 3) * 9, torch.ones(2, 3, 3)
+    pairs = [(apart, alike), (alike, apart), (torch.zeros(1, 5, 3), torch.ones(1, 5, 3))]
+    more, figures = distillation_loss(student, teacher, MASK, projections=pairs, head_width=3)
+    parts = [
+        relation_error(*pair, MASK.float(), 3).mean() for pair in pairs[:2]
+    ]  # the third has other tokens
+    assert figures["attention"] == sum(parts) > 0
+    assert more == loss + sum(parts)
 
 
 HEADS = ["", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
@@ -135,6 +137,30 @@ def test_student_comes_closer_on_text_that_it_was_not_taught(
     assert list(after) == ["hidden", "attention", *names]
     assert sum(after.values()) < sum(before.values())
     assert after["attention"] < before["attention"]
+
+
+def test_relations_among_tokens_head_by_head_and_blind_to_padding() -> None:
+    """Against a softmax written out: two heads of width 1."""
+    ours = torch.tensor([[[1.0, 0.0], [2.0, 1.0], [9.0, 9.0]], [[3.0, 4.0], [9.0, 9.0], [9.0, 9.0]]])
+    theirs = torch.tensor([[[0.0, 1.0], [1.0, 1.0], [7.0, 7.0]], [[1.0, 1.0], [7.0, 7.0], [7.0, 7.0]]])
+
+    def relations(head: list[float]) -> list[list[float]]:
+        weights = [[math.exp(one * other) for other in head] for one in head]
+        return [[weight / sum(row) for weight in row] for row in weights]
+
+    def gap(student: list[float], teacher: list[float]) -> float:
+        pairs = zip(relations(student), relations(teacher), strict=True)
+        return sum(q * math.log(q / p) for row in pairs for p, q in zip(*row, strict=True)) / len(teacher)
+
+    first = (gap([1.0, 2.0], [0.0, 1.0]) + gap([0.0, 1.0], [1.0, 1.0])) / 2
+    found = relation_error(ours, theirs, MASK.float(), 1)
+    torch.testing.assert_close(found, torch.tensor([first, 0.0]))  # one token relates to itself alone
+    both = relation_error(
+        ours * 2**0.25, theirs * 2**0.25, MASK.float(), 2
+    )  # one head, its products halved by root 2
+    products = [[[1.0, 2.0], [2.0, 5.0]], [[1.0, 1.0], [1.0, 2.0]]]
+    logs = [torch.tensor(each).log_softmax(-1) for each in products]
+    assert float(both[0]) == pytest.approx(float((logs[1].exp() * (logs[1] - logs[0])).sum(-1).mean()))
 
 
 def test_every_projection_of_attention_has_its_teachers(
