@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
@@ -188,9 +190,14 @@ def comparing(
             with torch.no_grad():
                 target = teacher(**inputs, output_hidden_states=True, return_dict=True)
             output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
-            projections = [pair for calls in recorded for pair in zip(*calls, strict=True)]
             mask = inputs["attention_mask"]
-            return distillation_loss(output, target, mask, exclusive, pooling, projections, head_width)
+            heads = [
+                tuple(given.unflatten(-1, (-1, head_width)).transpose(1, 2) for given in pair)
+                for calls in recorded
+                for pair in zip(*calls, strict=True)
+                if pair[0].shape[:-1] == mask.shape  # else of other tokens, such as relative positions
+            ]
+            return distillation_loss(output, target, mask, exclusive, pooling, heads)
 
         yield loss
 
@@ -213,8 +220,7 @@ def distillation_loss(
     attention_mask: Tensor,
     exclusive: bool = True,
     pooling: nn.Module | None = None,
-    projections: Sequence[tuple[Tensor, Tensor]] = (),
-    head_width: int = 1,
+    heads: Sequence[tuple[Tensor, ...]] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of what a student does unlike its teacher, each a mean over the rows.
 
@@ -227,20 +233,18 @@ def distillation_loss(
         attention_mask: `(n_rows, n_tokens)`, 1 for real tokens.
         exclusive: Whether several logits are those of classes of which one is right.
         pooling: Makes sentence embeddings of the last hidden states; without it there are none to compare.
-        projections: What linear layers in attention give in the student and in the teacher, each
-            `(n_rows, n_tokens, width)`; what is not of these tokens, such as relative positions, does not count.
-        head_width: Width of one of attention's heads.
+        heads: What each linear layer in attention gives in the student and in the teacher, head by head:
+            `(n_rows, n_heads, n_tokens, head_width)`.
 
     Returns:
         The loss, and its parts by name.
     """
     real = attention_mask.to(torch.float32)  # (n_rows, n_tokens)
     figures = {"hidden": hidden_errors(student, teacher, real).mean()}
-    errors = [
-        relation_error(*pair, real, head_width) for pair in projections if pair[0].shape[:-1] == real.shape
-    ]
-    if errors:
-        figures["attention"] = torch.stack(errors).sum(0).mean()
+    if heads:
+        # computed anew in the backward pass: `n_tokens` squared numbers for each head are too many to keep
+        again = partial(checkpoint, relation_error, use_reentrant=False, preserve_rng_state=False)
+        figures["attention"] = torch.stack([again(*pair, real) for pair in heads]).sum(0).mean()
     for name, ours in student.items():
         if name.endswith("logits"):
             figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS, exclusive)
@@ -275,22 +279,21 @@ def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
     return error / (theirs.square().sum(-1) * real).sum(1)
 
 
-def relation_error(ours: Tensor, theirs: Tensor, real: Tensor, head_width: int) -> Tensor:
+def relation_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
     """How differently tokens relate to each other in a student's and its teacher's projection: per row, `(n_rows,)`.
 
     In each head a token's relations are the softmax of its scaled products with all tokens; compared by the divergence
     from the teacher's, as MiniLMv2 does (Wang et al., arXiv 2012.15828), and averaged over heads and real tokens.
 
     Args:
-        ours: `(n_rows, n_tokens, width)`, the heads one after the other.
+        ours: `(n_rows, n_heads, n_tokens, head_width)`.
         theirs: As `ours`.
         real: `(n_rows, n_tokens)`, 1.0 for real tokens.
-        head_width: What a head has of `width`.
     """
 
-    def products(x: Tensor) -> Tensor:
-        heads = x.float().unflatten(-1, (-1, head_width)).transpose(1, 2)
-        found = heads @ heads.mT / head_width**0.5  # (n_rows, n_heads, n_tokens, n_tokens)
+    def products(heads: Tensor) -> Tensor:
+        heads = heads.float()
+        found = heads @ heads.mT / heads.shape[-1] ** 0.5  # (n_rows, n_heads, n_tokens, n_tokens)
         return found.masked_fill(real[:, None, None] == 0, torch.finfo(found.dtype).min)
 
     error = divergence(products(ours), products(theirs)).mean(1)  # (n_rows, n_tokens)

@@ -102,12 +102,10 @@ def test_loss_is_the_sum_of_its_parts_without_the_embeddings() -> None:
     }
     assert float(loss) == pytest.approx(0.5 + math.log(2) / 2)
 
-    apart, alike = torch.eye(3).expand(2, 3, 3) * 9, torch.ones(2, 3, 3)
-    pairs = [(apart, alike), (alike, apart), (torch.zeros(1, 5, 3), torch.ones(1, 5, 3))]
-    more, figures = distillation_loss(student, teacher, MASK, projections=pairs, head_width=3)
-    parts = [
-        relation_error(*pair, MASK.float(), 3).mean() for pair in pairs[:2]
-    ]  # the third has other tokens
+    apart, alike = torch.eye(3).expand(2, 1, 3, 3) * 9, torch.ones(2, 1, 3, 3)
+    pairs = [(apart, alike), (alike, apart)]
+    more, figures = distillation_loss(student, teacher, MASK, heads=pairs)
+    parts = [relation_error(*pair, MASK.float()).mean() for pair in pairs]
     assert figures["attention"] == sum(parts) > 0
     assert more == loss + sum(parts)
 
@@ -153,11 +151,10 @@ def test_relations_among_tokens_head_by_head_and_blind_to_padding() -> None:
         return sum(q * math.log(q / p) for row in pairs for p, q in zip(*row, strict=True)) / len(teacher)
 
     first = (gap([1.0, 2.0], [0.0, 1.0]) + gap([0.0, 1.0], [1.0, 1.0])) / 2
-    found = relation_error(ours, theirs, MASK.float(), 1)
+    found = relation_error(ours.mT[..., None], theirs.mT[..., None], MASK.float())
     torch.testing.assert_close(found, torch.tensor([first, 0.0]))  # one token relates to itself alone
-    both = relation_error(
-        ours * 2**0.25, theirs * 2**0.25, MASK.float(), 2
-    )  # one head, its products halved by root 2
+    # one head of width 2, whose products are divided by the root of that
+    both = relation_error(ours[:, None] * 2**0.25, theirs[:, None] * 2**0.25, MASK.float())
     products = [[[1.0, 2.0], [2.0, 5.0]], [[1.0, 1.0], [1.0, 2.0]]]
     logs = [torch.tensor(each).log_softmax(-1) for each in products]
     assert float(both[0]) == pytest.approx(float((logs[1].exp() * (logs[1] - logs[0])).sum(-1).mean()))
