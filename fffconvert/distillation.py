@@ -293,7 +293,8 @@ def relation_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
 
     def products(heads: Tensor) -> Tensor:
         heads = heads.float()
-        found = heads @ heads.mT / heads.shape[-1] ** 0.5  # (n_rows, n_heads, n_tokens, n_tokens)
+        with torch.autocast(heads.device.type, enabled=False):  # half precision is too coarse for an exponent
+            found = heads @ heads.mT / heads.shape[-1] ** 0.5  # (n_rows, n_heads, n_tokens, n_tokens)
         return found.masked_fill(real[:, None, None] == 0, torch.finfo(found.dtype).min)
 
     error = divergence(products(ours), products(theirs)).mean(1)  # (n_rows, n_tokens)

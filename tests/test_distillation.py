@@ -153,6 +153,10 @@ def test_relations_among_tokens_head_by_head_and_blind_to_padding() -> None:
     first = (gap([1.0, 2.0], [0.0, 1.0]) + gap([0.0, 1.0], [1.0, 1.0])) / 2
     found = relation_error(ours.mT[..., None], theirs.mT[..., None], MASK.float())
     torch.testing.assert_close(found, torch.tensor([first, 0.0]))  # one token relates to itself alone
+    thirds = [each.mT[..., None] / 3 for each in (ours, theirs)]  # which bfloat16 rounds
+    exact = relation_error(*thirds, MASK.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(relation_error(*thirds, MASK.float()), exact)
     # one head of width 2, whose products are divided by the root of that
     both = relation_error(ours[:, None] * 2**0.25, theirs[:, None] * 2**0.25, MASK.float())
     products = [[[1.0, 2.0], [2.0, 5.0]], [[1.0, 1.0], [1.0, 2.0]]]
