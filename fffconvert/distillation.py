@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
@@ -192,10 +190,10 @@ def comparing(
             output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
             mask = inputs["attention_mask"]
             heads = [
-                tuple(given.unflatten(-1, (-1, head_width)).transpose(1, 2) for given in pair)
+                one_head(ours, theirs, head_width)
                 for calls in recorded
-                for pair in zip(*calls, strict=True)
-                if pair[0].shape[:-1] == mask.shape  # else of other tokens, such as relative positions
+                for ours, theirs in zip(*calls, strict=True)
+                if ours.shape[:-1] == mask.shape  # else of other tokens, such as relative positions
             ]
             return distillation_loss(output, target, mask, exclusive, pooling, heads)
 
@@ -214,13 +212,22 @@ def projections_of(student: PreTrainedModel, teacher: PreTrainedModel) -> list[t
     ]
 
 
+def one_head(ours: Tensor, theirs: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """What one head, drawn at random, has of a projection `(n_rows, n_tokens, n_heads * width)` in both models.
+
+    Relations in all heads take longer than the rest of a step.
+    """
+    start = width * int(torch.randint(ours.shape[-1] // width, ()))
+    return ours[..., start : start + width], theirs[..., start : start + width]
+
+
 def distillation_loss(
     student: ModelOutput,
     teacher: ModelOutput,
     attention_mask: Tensor,
     exclusive: bool = True,
     pooling: nn.Module | None = None,
-    heads: Sequence[tuple[Tensor, ...]] = (),
+    heads: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of what a student does unlike its teacher, each a mean over the rows.
 
@@ -233,8 +240,8 @@ def distillation_loss(
         attention_mask: `(n_rows, n_tokens)`, 1 for real tokens.
         exclusive: Whether several logits are those of classes of which one is right.
         pooling: Makes sentence embeddings of the last hidden states; without it there are none to compare.
-        heads: What each linear layer in attention gives in the student and in the teacher, head by head:
-            `(n_rows, n_heads, n_tokens, head_width)`.
+        heads: What a head of each linear layer in attention gives in the student and in the teacher,
+            `(n_rows, n_tokens, head_width)`.
 
     Returns:
         The loss, and its parts by name.
@@ -242,9 +249,7 @@ def distillation_loss(
     real = attention_mask.to(torch.float32)  # (n_rows, n_tokens)
     figures = {"hidden": hidden_errors(student, teacher, real).mean()}
     if heads:
-        # computed anew in the backward pass: `n_tokens` squared numbers for each head are too many to keep
-        again = partial(checkpoint, relation_error, use_reentrant=False, preserve_rng_state=False)
-        figures["attention"] = torch.stack([again(*pair, real) for pair in heads]).sum(0).mean()
+        figures["attention"] = torch.stack([relation_error(*pair, real) for pair in heads]).sum(0).mean()
     for name, ours in student.items():
         if name.endswith("logits"):
             figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS, exclusive)
@@ -282,22 +287,22 @@ def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
 def relation_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
     """How differently tokens relate to each other in a student's and its teacher's projection: per row, `(n_rows,)`.
 
-    In each head a token's relations are the softmax of its scaled products with all tokens; compared by the divergence
-    from the teacher's, as MiniLMv2 does (Wang et al., arXiv 2012.15828), and averaged over heads and real tokens.
+    A token's relations are the softmax of its scaled products with all tokens; compared by the divergence from the
+    teacher's, as MiniLMv2 does (Wang et al., arXiv 2012.15828), and averaged over real tokens.
 
     Args:
-        ours: `(n_rows, n_heads, n_tokens, head_width)`.
+        ours: `(n_rows, n_tokens, head_width)`.
         theirs: As `ours`.
         real: `(n_rows, n_tokens)`, 1.0 for real tokens.
     """
 
-    def products(heads: Tensor) -> Tensor:
-        heads = heads.float()
-        with torch.autocast(heads.device.type, enabled=False):  # half precision is too coarse for an exponent
-            found = heads @ heads.mT / heads.shape[-1] ** 0.5  # (n_rows, n_heads, n_tokens, n_tokens)
-        return found.masked_fill(real[:, None, None] == 0, torch.finfo(found.dtype).min)
+    def products(head: Tensor) -> Tensor:
+        head = head.float()
+        with torch.autocast(head.device.type, enabled=False):  # half precision is too coarse for an exponent
+            found = head @ head.mT / head.shape[-1] ** 0.5  # (n_rows, n_tokens, n_tokens)
+        return found.masked_fill(real[:, None] == 0, torch.finfo(found.dtype).min)
 
-    error = divergence(products(ours), products(theirs)).mean(1)  # (n_rows, n_tokens)
+    error = divergence(products(ours), products(theirs))  # (n_rows, n_tokens)
     return (error * real).sum(1) / real.sum(1)
 
 
