@@ -229,9 +229,10 @@ def _set(values: dict[str, Any], override: str) -> None:
     for section in sections:
         if values.get(section) is None:
             values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
+        if not isinstance(values[section], dict):
             raise UserError(f"--set {override}: {section} holds no keys of its own")
+        values[section] = dict(values[section])  # which in YAML may be another section too
+        values = values[section]
     try:
         values[key] = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError) as error:

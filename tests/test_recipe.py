@@ -141,6 +141,12 @@ def test_an_override_can_take_a_section_away(load) -> None:
     assert load({**SHORTEST, "finetune": None}, "finetune.epochs=2").finetune == replace(FINETUNE, epochs=2)
 
 
+def test_an_override_leaves_what_repeats_its_section(load) -> None:
+    recipe = load("model: m\ntask: sst2\nfinetune: &a {epochs: 1}\ndistill: *a\n", "finetune.epochs=9")
+    assert recipe.finetune == replace(FINETUNE, epochs=9)
+    assert recipe.distill == Training(epochs=1)
+
+
 def test_keys_may_be_merged_from_elsewhere(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text(
