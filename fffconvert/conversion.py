@@ -93,8 +93,8 @@ def convert(
         A new model, in the dtype and on the device of `model`, with the fit of each layer.
 
     Raises:
-        UserError: For a model that cannot be converted, no text, a shape that the model cannot fill, or a seed past
-            NumPy's.
+        UserError: For a model that cannot be converted, no text, a shape that the model cannot fill, or a seed out
+            of range.
     """
     refuse_converted(model.config)
     refuse_own_class(type(model))

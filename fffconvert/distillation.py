@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert.accelerator import process_state
 from fffconvert.activations import recording_outputs
-from fffconvert.batch import Batch, without_truth
+from fffconvert.batch import TRUTH, Batch, without_truth
 from fffconvert.errors import UserError
 from fffconvert.families import PREFIX, family_of, layers_of
 from fffconvert.fff import FFF
@@ -57,8 +57,13 @@ def finetune(
         log_with: A tracker that Accelerate knows.
 
     Raises:
+        UserError: For rows without labels.
         UserError, NotWritten: As `fffconvert.training.train` does.
     """
+    if not set(TRUTH) & set(rows.column_names):
+        raise UserError(
+            "the rows have no labels; expected a column `labels`, or `start_positions` and `end_positions`"
+        )
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         value: Tensor = wrapped(**batch, return_dict=True).loss

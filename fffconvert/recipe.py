@@ -117,8 +117,8 @@ class DataSource:
 
 def check_seed(seed: int) -> None:
     """Raises a `UserError` for a seed that NumPy or a process of many could not count on from."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise UserError(f"seed is {seed}; expected a number from 0 to {LARGEST_SEED}")
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed is {seed!r}; expected a whole number from 0 to {LARGEST_SEED}")
 
 
 @dataclass(frozen=True)

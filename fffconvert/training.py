@@ -39,7 +39,7 @@ from fffconvert.fff import FFF
 from fffconvert.modeling import refuse_inference
 from fffconvert.modes import own_forward, undivided
 from fffconvert.projection import onednn_on
-from fffconvert.recipe import Training
+from fffconvert.recipe import Training, check_seed
 from fffconvert.resumption import fingerprint_of, resume, save_checkpoint
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -142,12 +142,13 @@ def train(
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
     Raises:
-        UserError: For a model made under `torch.inference_mode()`, fewer rows than processes, no parameter to train, a
-            batch that the processes cannot share out, a loss or gradient that is not finite, checkpoints of another
-            run, or a tracker that is unknown or not installed.
+        UserError: For a model made under `torch.inference_mode()`, a seed out of range, fewer rows than processes, no
+            parameter to train, a batch that the processes cannot share out, a loss or gradient that is not finite,
+            checkpoints of another run or in no folder, or a tracker that is unknown or not installed.
         NotWritten: For a checkpoint that cannot be written.
     """
     refuse_inference(model)
+    check_seed(seed)
     checkpoints = Path(checkpoints) if checkpoints is not None else None
     run_name = f"{checkpoints.resolve().parent.stem}-{checkpoints.stem}" if checkpoints else description
     accelerator = make_accelerator(log_with, run_name)

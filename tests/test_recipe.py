@@ -232,6 +232,8 @@ def test_a_mistake_is_named(changes: dict[str, object], message: str, load) -> N
         ({"init": "kmeans"}, r"init is 'kmeans'; expected one of inputs, neurons, random"),
         ({"held_out": 0.1}, r"held_out is 0.1; expected a whole number of at least 1"),
         ({"train_rows": True}, r"train_rows is True; expected a whole number of at least 1"),
+        ({"seed": 1.5}, r"seed is 1.5; expected a whole number from 0 to 2147483647"),
+        ({"seed": True}, r"seed is True; expected a whole number from 0"),
     ],
 )
 def test_a_mistake_in_python_is_named(changes: dict[str, Any], message: str) -> None:

@@ -248,6 +248,22 @@ def test_no_rows_are_refused(
         finetune(classifier, tokenizer, rows_for(tokenizer).select([]), SETTINGS)
 
 
+def test_what_cannot_be_trained_with_is_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = rows_for(tokenizer)
+    for seed in (-1, 2**40, 1.5):
+        with pytest.raises(UserError, match=f"seed is {seed}; expected a whole number from 0"):
+            finetune(classifier, tokenizer, rows, SETTINGS, seed=seed)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the rows have no labels; expected a column `labels`, or"):
+        finetune(classifier, tokenizer, rows.remove_columns("labels"), SETTINGS)
+    (tmp_path / "file").touch()
+    before = weights_of(classifier)
+    with pytest.raises(UserError, match=f"{tmp_path}/file is a file; expected a folder for checkpoints"):
+        finetune(classifier, tokenizer, rows, SETTINGS, checkpoints=tmp_path / "file")
+    assert_same_weights(weights_of(classifier), before)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
