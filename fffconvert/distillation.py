@@ -140,7 +140,7 @@ def check_distillable(student: PreTrainedModel, teacher: PreTrainedModel) -> Non
     """Raises a `UserError` for a student that cannot be trained, or a teacher that is not dense or not its own."""
     refuse_dense(student.config)
     refuse_converted(teacher.config)
-    check_judgeable(as_saved(student), class_name(student))
+    check_judgeable(as_saved(student), "the student")
     check_pair(student, teacher)
     if is_int8(student.config):
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
