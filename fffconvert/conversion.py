@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from fffconvert.modeling import (
     refuse_inference,
 )
 from fffconvert.modes import pytorch_defaults
-from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_seed
+from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_init, check_seed
 from fffconvert.text import Text
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
@@ -93,8 +93,8 @@ def convert(
         A new model, in the dtype and on the device of `model`, with the fit of each layer.
 
     Raises:
-        UserError: For a model that cannot be converted, no text, a shape that the model cannot fill, or a seed past
-            NumPy's.
+        UserError: For a model that cannot be converted, no text, a shape that the model cannot fill, or a seed out
+            of range.
     """
     refuse_converted(model.config)
     refuse_own_class(type(model))
@@ -116,8 +116,7 @@ def check_tree(tree: TreeShape, init: Init, n_tokens: int) -> None:
     """Raises a `UserError` for what no tree is grown from, or more leaves than tokens; random ones need none."""
     if not isinstance(tree, TreeShape):
         raise UserError(f"tree is {tree!r}; expected a TreeShape")
-    if init not in get_args(Init):
-        raise UserError(f"init is {init!r}; expected one of {', '.join(get_args(Init))}")
+    check_init(init)
     if init != "random" and tree.n_leaves > n_tokens:
         deepest = max(1, n_tokens // FEWEST_TOKENS).bit_length() - 1
         instead = f"a depth of at most {deepest}, or " if deepest else ""

@@ -14,7 +14,7 @@ from fffconvert.columns import task_of
 from fffconvert.encoding import check_texts, texts_of, tokenized
 from fffconvert.errors import UserError
 from fffconvert.heads import as_saved, check_judgeable, kind_of
-from fffconvert.recipe import MAX_LENGTH, DataSource
+from fffconvert.recipe import MAX_LENGTH, DataSource, check_whole
 from fffconvert.sources import (
     Source,
     load_source,
@@ -79,9 +79,9 @@ def read_data(
     """
     if not isinstance(source, Source):
         raise UserError(f"source is {source!r}; expected a Task, a Path or a DataSource")
-    for name, value, least in (("train_rows", train_rows, 1), ("held_out", held_out, 0)):
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}; expected at least {least}")
+    check_whole("held_out", held_out, 0)
+    if train_rows is not None:
+        check_whole("train_rows", train_rows, 1)
     config = None if model is None else as_saved(model)
     train = train_split(source, data_dir)
     task = prompted(task_of(source, train, config, labelled), prompt)

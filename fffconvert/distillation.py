@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert.accelerator import process_state
 from fffconvert.activations import recording_outputs
-from fffconvert.batch import Batch, without_truth
+from fffconvert.batch import TRUTH, Batch, without_truth
 from fffconvert.errors import UserError
 from fffconvert.families import PREFIX, family_of, layers_of
 from fffconvert.fff import FFF
@@ -57,8 +57,13 @@ def finetune(
         log_with: A tracker that Accelerate knows.
 
     Raises:
+        UserError: For rows without labels.
         UserError, NotWritten: As `fffconvert.training.train` does.
     """
+    if not set(TRUTH) & set(rows.column_names):
+        raise UserError(
+            "the rows have no labels; expected a column `labels`, or `start_positions` and `end_positions`"
+        )
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         value: Tensor = wrapped(**batch, return_dict=True).loss
@@ -135,7 +140,7 @@ def check_distillable(student: PreTrainedModel, teacher: PreTrainedModel) -> Non
     """Raises a `UserError` for a student that cannot be trained, or a teacher that is not dense or not its own."""
     refuse_dense(student.config)
     refuse_converted(teacher.config)
-    check_judgeable(as_saved(student), class_name(student))
+    check_judgeable(as_saved(student), "the student")
     check_pair(student, teacher)
     if is_int8(student.config):
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")

@@ -14,19 +14,25 @@ from fffconvert.display import is_main_process
 from fffconvert.errors import UserError
 
 LOCK = "lock"  # of the run that is at work in a folder
+LONGEST_NAME = 255 - len("..writing")
+"""In bytes: most file systems take 255, and a folder is written beside its name."""
 
 
 def refuse_existing(folder: Path) -> None:
     """Raises a `UserError` for an output folder that has something in it already, or cannot be one."""
     if folder.name in ("", ".."):
         raise UserError(f"{folder} is a folder that is there; name a new one")
+    if len(os.fsencode(folder.name)) > LONGEST_NAME:
+        raise UserError(f"{folder} has too long a name; expected at most {LONGEST_NAME} bytes")
     if folder.is_symlink():
         raise UserError(f"{folder} is a link; name the folder itself")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder")
     if folder.is_mount():
         raise UserError(f"{folder} is a mount point; name a folder in it")
-    existing = next(path for path in folder.absolute().parents if path.exists())
+    existing = next(path for path in folder.absolute().parents if path.exists() or path.is_symlink())
+    if not existing.exists():
+        raise UserError(f"{existing} is a link to nothing; expected a folder to write {folder} in")
     if not existing.is_dir():
         raise UserError(f"{existing} is a file; expected a folder to write {folder} in")
     if not os.access(existing, os.W_OK):

@@ -73,7 +73,7 @@ def info(name: str) -> Info:
     dense = family.shape(TreeShape(depth=0, leaf_width=n_neurons))
     tree = shape_of(config) if converted else None
     return Info(
-        name=name,
+        name=str(name),
         model_type=config.model_type,
         n_layers=config.num_hidden_layers,
         n_ffns=count_ffns(config, family),

@@ -80,9 +80,12 @@ def option_json(command: Command) -> Command:
     """Adds `--json FILE`; a folder that is not there is an error before any work is done."""
 
     def check(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
-        if file is not None and not file.parent.is_dir():
-            raise UserError(f"--json {file}: there is no folder {file.parent}")
-        if file is not None and not os.access(file if file.exists() else file.parent, os.W_OK):
+        if file is None:
+            return None
+        written = Path(os.path.realpath(file))  # where a link leads
+        if not written.parent.is_dir():
+            raise UserError(f"--json {file}: there is no folder {written.parent}")
+        if not os.access(written if written.exists() else written.parent, os.W_OK):
             raise UserError(f"--json {file} cannot be written; name another file")
         return file
 

@@ -25,6 +25,18 @@ MAX_LENGTH = 128
 LARGEST_SEED = 2**31 - 1  # NumPy takes twice that, and layers and processes count on from it
 
 
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raises a `UserError` for what is no whole number, or too small a one."""
+    if type(value) is not int or value < least:
+        raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
+def check_init(init: Any) -> None:
+    """Raises a `UserError` for what no tree is grown from."""
+    if init not in get_args(Init):
+        raise UserError(f"init is {init!r}; expected one of {', '.join(get_args(Init))}")
+
+
 @dataclass(frozen=True)
 class Training:
     """How one model is trained.
@@ -54,8 +66,10 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+            check_whole(name, getattr(self, name), 1)
+        for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm"):
+            if not isinstance(getattr(self, name), int | float):
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected a number")
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
@@ -103,8 +117,8 @@ class DataSource:
 
 def check_seed(seed: int) -> None:
     """Raises a `UserError` for a seed that NumPy or a process of many could not count on from."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise UserError(f"seed is {seed}; expected a number from 0 to {LARGEST_SEED}")
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed is {seed!r}; expected a whole number from 0 to {LARGEST_SEED}")
 
 
 @dataclass(frozen=True)
@@ -162,8 +176,12 @@ class Recipe:
         if self.text is not None and self.finetune is not None:
             raise UserError("`finetune` needs a `task` or `data`: text alone has no labels to learn")
         for name in ("calibration_tokens", "held_out", "train_rows", "max_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        check_init(self.init)
+        known = get_args(Control)
+        if not isinstance(self.controls, list | tuple) or not set(self.controls) <= set(known):
+            raise UserError(f"controls are {self.controls!r}; expected a tuple of some of {', '.join(known)}")
         if len(set(self.controls)) < len(self.controls):
             raise UserError(f"controls are {', '.join(self.controls)}; expected each once")
         if self.min_retention is not None and not 0 < self.min_retention <= 1:
@@ -229,9 +247,10 @@ def _set(values: dict[str, Any], override: str) -> None:
     for section in sections:
         if values.get(section) is None:
             values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
+        if not isinstance(values[section], dict):
             raise UserError(f"--set {override}: {section} holds no keys of its own")
+        values[section] = dict(values[section])  # which in YAML may be another section too
+        values = values[section]
     try:
         values[key] = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError) as error:

@@ -100,8 +100,11 @@ def resume(accelerator: Accelerator, folder: Path | None, fingerprint: dict[str,
     """Loads the newest checkpoint, if there is one; returns the step that it was taken at.
 
     Raises:
-        UserError: For checkpoints of a run with other settings, another model or other data, or that are damaged.
+        UserError: For checkpoints of a run with other settings, another model or other data, or that are damaged, and
+            for a file where they are to be.
     """
+    if folder is not None and folder.is_file():
+        raise UserError(f"{folder} is a file; expected a folder for checkpoints")
     if folder is None or not checkpoints_in(folder):
         return 0
     refuse_another(folder / FINGERPRINT, fingerprint)

@@ -39,7 +39,7 @@ from fffconvert.fff import FFF
 from fffconvert.modeling import refuse_inference
 from fffconvert.modes import own_forward, undivided
 from fffconvert.projection import onednn_on
-from fffconvert.recipe import Training
+from fffconvert.recipe import Training, check_seed
 from fffconvert.resumption import fingerprint_of, resume, save_checkpoint
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -142,25 +142,21 @@ def train(
         log_with: A tracker that Accelerate knows, such as `tensorboard`.
 
     Raises:
-        UserError: For a model made under `torch.inference_mode()`, no rows, no parameter to train, a batch that the
-            processes cannot share out, a loss or gradient that is not finite, checkpoints of another run, or a tracker
-            that is unknown or not installed.
+        UserError: For a model made under `torch.inference_mode()`, a seed out of range, fewer rows than processes, no
+            parameter to train, a batch that the processes cannot share out, a loss or gradient that is not finite,
+            checkpoints of another run or in no folder, or a tracker that is unknown or not installed.
         NotWritten: For a checkpoint that cannot be written.
     """
     refuse_inference(model)
+    check_seed(seed)
     checkpoints = Path(checkpoints) if checkpoints is not None else None
     run_name = f"{checkpoints.resolve().parent.stem}-{checkpoints.stem}" if checkpoints else description
     accelerator = make_accelerator(log_with, run_name)
-    if settings.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"batch_size is {settings.batch_size}; expected a multiple of the {accelerator.num_processes} processes"
-        )
-    if len(rows) == 0:
-        raise UserError("there are no rows to train on; expected at least one")
+    batch_size = shared_batch_size(settings.batch_size, len(rows), accelerator.num_processes)
     model.float()
     set_seed(seed, device_specific=True)
-    sampler = EpochSampler(list(rows["length"]), settings.batch_size, seed)
-    batches = BatchSampler(sampler, settings.batch_size, drop_last=len(rows) >= settings.batch_size)
+    sampler = EpochSampler(list(rows["length"]), batch_size, seed)
+    batches = BatchSampler(sampler, batch_size, drop_last=True)
     n_steps = settings.epochs * -(-len(batches) // settings.gradient_accumulation)
     optimizer, schedule = optimizer_of(model, settings, n_steps)
     with own_forward(model), undivided(model), onednn_on(accelerator.device):
@@ -188,6 +184,23 @@ def train(
         tracker.finish()  # `end_training` would part the processes too, which have more to do
     accelerator.free_memory()
     model.to("cpu").eval()  # type: ignore[arg-type]
+
+
+def shared_batch_size(asked: int, n_rows: int, n_processes: int) -> int:
+    """Rows in a batch: those asked for, or with fewer rows as many as make equal shares.
+
+    A batch that is short of its shares Accelerate would fill with rows that were in it already.
+
+    Raises:
+        UserError: For a batch that the processes cannot share out, or fewer rows than processes.
+    """
+    if asked % n_processes:
+        raise UserError(f"batch_size is {asked}; expected a multiple of the {n_processes} processes")
+    if n_rows < n_processes:
+        raise UserError(
+            f"there are {n_rows or 'no'} rows to train on; expected at least {n_processes}, one for each process"
+        )
+    return min(asked, n_rows // n_processes * n_processes)
 
 
 def steps_from(loader: DataLoaderShard, done: int, n_steps: int, together: int) -> Iterator[list[Batch]]:

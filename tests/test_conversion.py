@@ -333,8 +333,9 @@ def test_arguments_that_cannot_be_are_one_line(
 ) -> None:
     with pytest.raises(UserError, match=r"tree is {'depth': 2}; expected a TreeShape"):
         convert(classifier, tokenizer, sentences(5), {"depth": 2})  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="seed is -1; expected a number from 0"):
-        converted(classifier, tokenizer, seed=-1)
+    for seed in (-1, 1.5):
+        with pytest.raises(UserError, match=f"seed is {seed}; expected a whole number from 0"):
+            converted(classifier, tokenizer, seed=seed)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="max_length is 2; expected at least 4"):
         convert(classifier, tokenizer, sentences(5), TREE, max_length=2)
 

@@ -149,13 +149,14 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path: Path, tokenizer: PreTr
     ("source", "numbers", "message"),
     [
         ("own.csv", {}, "source is 'own.csv'; expected a Task, a Path or a DataSource"),
-        (DataSource("own.csv"), {"held_out": -1}, "held_out is -1; expected at least 0"),
-        (DataSource("own.csv"), {"train_rows": 0}, "train_rows is 0; expected at least 1"),
+        (DataSource("own.csv"), {"held_out": -1}, "held_out is -1; expected a whole number of at least 0"),
+        (DataSource("own.csv"), {"held_out": 0.1}, "held_out is 0.1; expected a whole number of at least 0"),
+        (DataSource("own.csv"), {"train_rows": 0}, "train_rows is 0; expected a whole number of at least 1"),
         (DataSource("own.csv", subset="mine"), {}, "subset is 'mine', and own.csv is a file"),
     ],
 )
 def test_what_cannot_be_asked_for(
-    source: Any, numbers: dict[str, int], message: str, tmp_path: Path, tokenizer, monkeypatch
+    source: Any, numbers: dict[str, float], message: str, tmp_path: Path, tokenizer, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own.csv").write_text("text,label\ngood,1\nbad,0\n", encoding="utf-8")

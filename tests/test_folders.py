@@ -14,9 +14,20 @@ from fffconvert.folders import new_folder, refuse_existing
 def test_what_cannot_become_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="/proc is a mount point; name a folder in it"):
         refuse_existing(Path("/proc"))
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match=f"{tmp_path}/link is a link to nothing; expected a folder to write"):
+        refuse_existing(tmp_path / "link" / "new" / "out")
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written to; name an output folder elsewhere"):
         refuse_existing(tmp_path / "new" / "out")
+
+
+def test_a_name_is_as_long_as_can_be_written(tmp_path: Path) -> None:
+    with new_folder(tmp_path / ("ü" * 123)) as folder:
+        (folder / "weights").touch()
+    for longer in ("ü" * 123 + "o", "o" * 300):
+        with pytest.raises(UserError, match=f"{longer} has too long a name; expected at most 246 bytes"):
+            refuse_existing(tmp_path / longer)
 
 
 def test_two_that_write_one_folder_do_not_meet(tmp_path: Path) -> None:

@@ -24,6 +24,11 @@ def test_a_dense_model_is_all_active(model_type, folder_of):
     assert found.layers == []
 
 
+def test_what_it_finds_is_plain_whatever_names_the_folder(classifier, folder_of):
+    folder = folder_of(classifier)
+    assert json.loads(json.dumps(info(Path(folder)).to_dict()))["name"] == folder
+
+
 @pytest.mark.parametrize(
     "layers",
     [3, "none", [1], [{}], [{"layer": 0}], [{**FIT, "error": "small"}], [{**FIT, "error": None}]],

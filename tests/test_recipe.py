@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -141,6 +142,12 @@ def test_an_override_can_take_a_section_away(load) -> None:
     assert load({**SHORTEST, "finetune": None}, "finetune.epochs=2").finetune == replace(FINETUNE, epochs=2)
 
 
+def test_an_override_leaves_what_repeats_its_section(load) -> None:
+    recipe = load("model: m\ntask: sst2\nfinetune: &a {epochs: 1}\ndistill: *a\n", "finetune.epochs=9")
+    assert recipe.finetune == replace(FINETUNE, epochs=9)
+    assert recipe.distill == Training(epochs=1)
+
+
 def test_keys_may_be_merged_from_elsewhere(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text(
@@ -179,10 +186,10 @@ def test_keys_may_be_merged_from_elsewhere(tmp_path: Path) -> None:
         ({"task": None}, r"my.yaml: a recipe names exactly one of `task` .*, `text`"),
         ({"text": "x.txt"}, r"my.yaml: a recipe names exactly one of `task` .*, `text`"),
         ({"task": None, "text": "x.txt", "finetune": {}}, r"my.yaml: `finetune` needs a `task`"),
-        ({"calibration_tokens": 0}, r"calibration_tokens is 0; expected at least 1"),
+        ({"calibration_tokens": 0}, r"calibration_tokens is 0; expected a whole number of at least 1"),
         ({"calibration_tokens": "many"}, r"calibration_tokens is 'many'; expected a whole number"),
-        ({"train_rows": -5}, r"train_rows is -5; expected at least 1"),
-        ({"held_out": 0}, r"held_out is 0; expected at least 1"),
+        ({"train_rows": -5}, r"train_rows is -5; expected a whole number of at least 1"),
+        ({"held_out": 0}, r"held_out is 0; expected a whole number of at least 1"),
         ({"seed": -1}, r"seed is -1; expected"),
         ({"seed": 2**64}, r"seed is 18446744073709551616; expected"),
         ({"controls": "removed"}, r"my.yaml: controls is 'removed'; expected a list"),
@@ -190,12 +197,12 @@ def test_keys_may_be_merged_from_elsewhere(tmp_path: Path) -> None:
         ({"controls": None}, r"my.yaml: controls is None; expected a list"),
         ({"distill": None}, r"my.yaml: distill is None; expected keys such as epochs"),
         ({"distill": [1]}, r"my.yaml: distill is \[1\]; expected keys such as epochs"),
-        ({"distill": {"epochs": 0}}, r"my.yaml: distill: epochs is 0; expected at least 1"),
+        ({"distill": {"epochs": 0}}, r"my.yaml: distill: epochs is 0; expected a whole number of at least 1"),
         ({"distill": {"epochs": "two"}}, r"my.yaml: distill: epochs is 'two'; expected a whole number"),
         ({"distill": {"epochs": 1.5}}, r"my.yaml: distill: epochs is 1.5; expected a whole number"),
-        ({"distill": {"batch_size": -1}}, r"distill: batch_size is -1; expected at least 1"),
-        ({"distill": {"gradient_accumulation": 0}}, r"gradient_accumulation is 0; expected at least 1"),
-        ({"distill": {"checkpoint_every": 0}}, r"checkpoint_every is 0; expected at least 1"),
+        ({"distill": {"batch_size": -1}}, r"distill: batch_size is -1; expected a whole number"),
+        ({"distill": {"gradient_accumulation": 0}}, r"gradient_accumulation is 0; expected a whole number"),
+        ({"distill": {"checkpoint_every": 0}}, r"checkpoint_every is 0; expected a whole number"),
         ({"distill": {"learning_rate": "fast"}}, r"distill: learning_rate is 'fast'; expected a number"),
         ({"distill": {"learning_rate": True}}, r"distill: learning_rate is True; expected a number"),
         ({"distill": {"learning_rate": 0}}, r"distill: learning_rate is 0.0; expected a .*number above 0"),
@@ -214,6 +221,38 @@ def test_a_mistake_is_named(changes: dict[str, object], message: str, load) -> N
         load({**SHORTEST, **changes})
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("my.yaml: "), "says which recipe"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"controls": ("remove",)}, r"controls are \('remove',\); expected a tuple of some of removed, "),
+        ({"controls": "removed"}, r"controls are 'removed'; expected a tuple of some of removed, "),
+        ({"controls": None}, r"controls are None; expected a tuple of some of removed, "),
+        ({"init": "kmeans"}, r"init is 'kmeans'; expected one of inputs, neurons, random"),
+        ({"held_out": 0.1}, r"held_out is 0.1; expected a whole number of at least 1"),
+        ({"train_rows": True}, r"train_rows is True; expected a whole number of at least 1"),
+        ({"seed": 1.5}, r"seed is 1.5; expected a whole number from 0 to 2147483647"),
+        ({"seed": True}, r"seed is True; expected a whole number from 0"),
+    ],
+)
+def test_a_mistake_in_python_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Recipe("m", task="sst2", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 1.5}, r"epochs is 1.5; expected a whole number of at least 1"),
+        ({"epochs": "3"}, r"epochs is '3'; expected a whole number of at least 1"),
+        ({"learning_rate": None}, r"learning_rate is None; expected a number"),
+        ({"weight_decay": "0.1"}, r"weight_decay is '0.1'; expected a number"),
+    ],
+)
+def test_a_mistaken_training_in_python_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Training(**changes)
 
 
 @pytest.mark.parametrize("key", ["model", "task"])

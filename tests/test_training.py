@@ -41,7 +41,7 @@ from fffconvert.evaluation import evaluate
 from fffconvert.recipe import Training
 from fffconvert.resumption import checkpoints_in, delete_checkpoints
 from fffconvert.tasks import TASKS
-from fffconvert.training import EpochSampler, parameter_groups, train
+from fffconvert.training import EpochSampler, parameter_groups, shared_batch_size, train
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(depth=2, leaf_width=2)
@@ -246,6 +246,22 @@ def test_no_rows_are_refused(
 ) -> None:
     with pytest.raises(UserError, match="there are no rows to train on"):
         finetune(classifier, tokenizer, rows_for(tokenizer).select([]), SETTINGS)
+
+
+def test_what_cannot_be_trained_with_is_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = rows_for(tokenizer)
+    for seed in (-1, 2**40, 1.5):
+        with pytest.raises(UserError, match=f"seed is {seed}; expected a whole number from 0"):
+            finetune(classifier, tokenizer, rows, SETTINGS, seed=seed)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the rows have no labels; expected a column `labels`, or"):
+        finetune(classifier, tokenizer, rows.remove_columns("labels"), SETTINGS)
+    (tmp_path / "file").touch()
+    before = weights_of(classifier)
+    with pytest.raises(UserError, match=f"{tmp_path}/file is a file; expected a folder for checkpoints"):
+        finetune(classifier, tokenizer, rows, SETTINGS, checkpoints=tmp_path / "file")
+    assert_same_weights(weights_of(classifier), before)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(
@@ -625,8 +641,10 @@ from fffconvert.cli import main
 folder = sys.argv[1]
 data = ["--task", "sst2", "--data-dir", f"{folder}/glue"]
 teacher = ["--teacher", f"{folder}/dense"]
+settings = ["--epochs", "2", "--batch-size", "8"]
 for arguments in (
-    ["distill", f"{folder}/student", f"{folder}/two", *data, *teacher, "--epochs", "2", "--batch-size", "8"],
+    ["distill", f"{folder}/student", f"{folder}/two", *data, *teacher, *settings],
+    ["distill", f"{folder}/student", f"{folder}/few", *data, *teacher, *settings, "--train-rows", "5"],
     ["evaluate", f"{folder}/student", *data, *teacher, "--json", f"{folder}/two.json"],
 ):
     main(arguments, standalone_mode=False)
@@ -691,7 +709,7 @@ def test_two_processes_give_what_one_gives(
     folder_of: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    """One launch for both claims, because `accelerate` takes seconds: torch is imported three times."""
+    """One launch for all claims, because `accelerate` takes seconds: torch is imported three times."""
     folder_of(classifier)
     folder_of(student_of(classifier, tokenizer), "student")
     script = tmp_path / "two.py"
@@ -710,15 +728,15 @@ def test_two_processes_give_what_one_gives(
     found = json.loads((tmp_path / "two.json").read_text())
     assert found == {**found, **scores.to_dict(), "rows": {"validation": 37}}
 
-    # training: each batch is shared out, so the steps are the same
-    rows = read_data(task, tokenizer, None, data_dir=glue).rows
-    settings = Training(epochs=2, batch_size=8)
+    # training: each batch is shared out, so the steps are the same; of five rows each process has two
     before = weights_of(student.model)
-    distill(student.model, teacher.model, tokenizer, rows, settings)
-    two = weights_of(checkpoint.load(str(tmp_path / "two")).model)
-    moved = max(float((tensor - before[name]).abs().max()) for name, tensor in two.items())
-    assert moved > 1e-3
-    assert_close_weights(two, weights_of(student.model))
+    for made, n_rows, batch_size in (("two", None, 8), ("few", 5, 4)):
+        rows = read_data(task, tokenizer, None, data_dir=glue, train_rows=n_rows).rows
+        student.model.load_state_dict(before)
+        distill(student.model, teacher.model, tokenizer, rows, Training(epochs=2, batch_size=batch_size))
+        found = weights_of(checkpoint.load(str(tmp_path / made)).model)
+        assert max(float((tensor - before[name]).abs().max()) for name, tensor in found.items()) > 1e-4
+        assert_close_weights(found, weights_of(student.model))
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(
@@ -729,6 +747,14 @@ def test_a_batch_that_processes_cannot_share_is_refused(
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(UserError, match="batch_size is 8; expected a multiple of the 3 processes"):
         finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS)
+    with pytest.raises(UserError, match="there are 2 rows to train on; expected at least 3, one for each"):
+        finetune(classifier, tokenizer, rows_for(tokenizer, 2), replace(SETTINGS, batch_size=9))
+
+
+def test_a_batch_has_as_many_rows_as_processes_share_evenly() -> None:
+    assert shared_batch_size(8, n_rows=92, n_processes=2) == 8
+    assert shared_batch_size(8, n_rows=5, n_processes=2) == 4
+    assert shared_batch_size(8, n_rows=5, n_processes=1) == 5
 
 
 def test_a_step_is_what_the_settings_say(
