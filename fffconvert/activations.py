@@ -141,14 +141,6 @@ def recording_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
         yield recorded
 
 
-@contextmanager
-def recording_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Yields a list to which every call of `module` adds its output."""
-    recorded: list[Tensor] = []
-    with module.register_forward_hook(lambda _module, _args, output: recorded.append(output)):
-        yield recorded
-
-
 def wait(rows: Rows, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
     """A hook: a forward pass in a coroutine adds the input of a module to `rows`, and waits there."""
     rows.add(real_rows(args[0]))

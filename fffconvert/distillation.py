@@ -15,15 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from fffconvert.accelerator import process_state
-from fffconvert.activations import recording_outputs
+from fffconvert.activations import recording_inputs
 from fffconvert.batch import TRUTH, Batch, without_truth
 from fffconvert.errors import UserError
-from fffconvert.families import PREFIX, family_of, layers_of
+from fffconvert.families import PREFIX, family_of, ffn_inputs_of
 from fffconvert.fff import FFF
 from fffconvert.heads import TOKEN_LOGITS, as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.modeling import is_int8, refuse_converted, refuse_dense
 from fffconvert.modes import evaluating, moved
-from fffconvert.projection import Projection
 from fffconvert.recipe import DISTILL, FINETUNE, Training
 from fffconvert.sentence import embeddings
 from fffconvert.training import Loss, train
@@ -179,51 +178,24 @@ def comparing(
 ) -> Iterator[Loss]:
     """Yields the loss of a student beside its teacher, which is to be called with the student as it is wrapped."""
     exclusive = student.config.problem_type not in ("regression", "multi_label_classification")
-    head_width = student.config.hidden_size // student.config.num_attention_heads
+    family = family_of(teacher.config)
     with ExitStack() as stack:
-        recorded = [
-            tuple(stack.enter_context(recording_outputs(module)) for module in pair)
-            for pair in projections_of(student, teacher)
-        ]
+        ours, theirs = (
+            [stack.enter_context(recording_inputs(place)) for place in ffn_inputs_of(model, family)]
+            for model in (student, teacher)
+        )
 
         def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             inputs = without_truth(batch)
-            for calls in chain.from_iterable(recorded):
+            for calls in (*ours, *theirs):
                 calls.clear()
             with torch.no_grad():
                 target = teacher(**inputs, output_hidden_states=True, return_dict=True)
             output = wrapped(**inputs, output_hidden_states=True, return_dict=True)
-            mask = inputs["attention_mask"]
-            heads = [
-                one_head(ours, theirs, head_width)
-                for calls in recorded
-                for ours, theirs in zip(*calls, strict=True)
-                if ours.shape[:-1] == mask.shape  # else of other tokens, such as relative positions
-            ]
-            return distillation_loss(output, target, mask, exclusive, pooling, heads)
+            read = [*zip(chain.from_iterable(ours), chain.from_iterable(theirs), strict=True)]
+            return distillation_loss(output, target, inputs["attention_mask"], exclusive, pooling, read)
 
         yield loss
-
-
-def projections_of(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tuple[nn.Module, nn.Module]]:
-    """The student's linear layers in attention, each with the teacher's: the FFNs apart, both have the same."""
-    family = family_of(teacher.config)
-    layers = zip(layers_of(student, family), layers_of(teacher, family), strict=True)
-    return [
-        (module, theirs.get_submodule(path))
-        for ours, theirs in layers
-        for path, module in ours.named_modules()
-        if isinstance(module, Projection)
-    ]
-
-
-def one_head(ours: Tensor, theirs: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """What one head, drawn at random, has of a projection `(n_rows, n_tokens, n_heads * width)` in both models.
-
-    Relations in all heads take longer than the rest of a step.
-    """
-    start = width * int(torch.randint(ours.shape[-1] // width, ()))
-    return ours[..., start : start + width], theirs[..., start : start + width]
 
 
 def distillation_loss(
@@ -232,12 +204,12 @@ def distillation_loss(
     attention_mask: Tensor,
     exclusive: bool = True,
     pooling: nn.Module | None = None,
-    heads: Sequence[tuple[Tensor, Tensor]] = (),
+    ffn_inputs: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of what a student does unlike its teacher, each a mean over the rows.
 
-    That is the logits' error (`logit_error`), every layer's hidden states' (`hidden_errors`), that of the relations
-    among tokens in every projection of attention (`relation_error`), and the relative one of sentence embeddings.
+    That is the logits' error (`logit_error`), that of every layer's hidden states (`hidden_errors`) and of what its
+    FFN reads (`relative_error`), and the relative one of sentence embeddings.
 
     Args:
         student: Output with hidden states, and logits where there is a head.
@@ -245,16 +217,18 @@ def distillation_loss(
         attention_mask: `(n_rows, n_tokens)`, 1 for real tokens.
         exclusive: Whether several logits are those of classes of which one is right.
         pooling: Makes sentence embeddings of the last hidden states; without it there are none to compare.
-        heads: What a head of each linear layer in attention gives in the student and in the teacher,
-            `(n_rows, n_tokens, head_width)`.
+        ffn_inputs: What each FFN reads in the student and in the teacher, `(n_rows, n_tokens, d_model)`: what
+            attention made of the hidden states before.
 
     Returns:
         The loss, and its parts by name.
     """
     real = attention_mask.to(torch.float32)  # (n_rows, n_tokens)
     figures = {"hidden": hidden_errors(student, teacher, real).mean()}
-    if heads:
-        figures["attention"] = torch.stack([relation_error(*pair, real) for pair in heads]).sum(0).mean()
+    if ffn_inputs:
+        figures["ffn_inputs"] = (
+            torch.stack([relative_error(*pair, real) for pair in ffn_inputs]).sum(0).mean()
+        )
     for name, ours in student.items():
         if name.endswith("logits"):
             figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS, exclusive)
@@ -287,28 +261,6 @@ def relative_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
     ours, theirs = ours.float(), theirs.float()  # squares leave float16 early
     error = ((ours - theirs).square().sum(-1) * real).sum(1)
     return error / (theirs.square().sum(-1) * real).sum(1)
-
-
-def relation_error(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
-    """How differently tokens relate to each other in a student's and its teacher's projection: per row, `(n_rows,)`.
-
-    A token's relations are the softmax of its scaled products with all tokens; compared by the divergence from the
-    teacher's, as MiniLMv2 does (Wang et al., arXiv 2012.15828), and averaged over real tokens.
-
-    Args:
-        ours: `(n_rows, n_tokens, head_width)`.
-        theirs: As `ours`.
-        real: `(n_rows, n_tokens)`, 1.0 for real tokens.
-    """
-
-    def products(head: Tensor) -> Tensor:
-        head = head.float()
-        with torch.autocast(head.device.type, enabled=False):  # half precision is too coarse for an exponent
-            found = head @ head.mT / head.shape[-1] ** 0.5  # (n_rows, n_tokens, n_tokens)
-        return found.masked_fill(real[:, None] == 0, torch.finfo(found.dtype).min)
-
-    error = divergence(products(ours), products(theirs))  # (n_rows, n_tokens)
-    return (error * real).sum(1) / real.sum(1)
 
 
 def embedding_error(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -20,11 +20,10 @@ from fffconvert.distillation import (
     distill,
     distillation_loss,
     logit_error,
-    projections_of,
-    relation_error,
     relative_error,
 )
 from fffconvert.errors import UserError
+from fffconvert.families import FAMILIES, ffn_inputs_of
 from fffconvert.recipe import Training
 from fffconvert.tree import TreeShape
 
@@ -102,12 +101,14 @@ def test_loss_is_the_sum_of_its_parts_without_the_embeddings() -> None:
     }
     assert float(loss) == pytest.approx(0.5 + math.log(2) / 2)
 
-    apart, alike = torch.eye(3).expand(2, 1, 3, 3) * 9, torch.ones(2, 1, 3, 3)
-    pairs = [(apart, alike), (alike, apart)]
-    more, figures = distillation_loss(student, teacher, MASK, heads=pairs)
-    parts = [relation_error(*pair, MASK.float()).mean() for pair in pairs]
-    assert figures["attention"] == sum(parts) > 0
-    assert more == loss + sum(parts)
+    ones = torch.ones(2, 3, 4)
+    far = torch.tensor([3.0, 1.0, 9.0])[None, :, None]  # the second row's second token is padding
+    more, figures = distillation_loss(
+        student, teacher, MASK, ffn_inputs=[(ones, 2 * ones), (ones * far, ones)]
+    )
+    # a quarter; 4 / 2 in the first row and 4 / 1 in the second
+    assert float(figures["ffn_inputs"]) == pytest.approx(0.25 + (2 + 4) / 2)
+    assert float(more) == pytest.approx(float(loss) + 3.25)
 
 
 HEADS = ["", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
@@ -132,51 +133,31 @@ def test_student_comes_closer_on_text_that_it_was_not_taught(
     distill(student, teacher, tokenizer, rows, Training(epochs=3, learning_rate=1e-3, batch_size=16))
     after = figures()
     names = {"": [], "ForQuestionAnswering": ["start_logits", "end_logits"]}.get(head, ["logits"])
-    assert list(after) == ["hidden", "attention", *names]
+    assert list(after) == ["hidden", "ffn_inputs", *names]
     assert sum(after.values()) < sum(before.values())
-    assert after["attention"] < before["attention"]
+    assert after["ffn_inputs"] < before["ffn_inputs"]
 
 
-def test_relations_among_tokens_head_by_head_and_blind_to_padding() -> None:
-    """Against a softmax written out: two heads of width 1."""
-    ours = torch.tensor([[[1.0, 0.0], [2.0, 1.0], [9.0, 9.0]], [[3.0, 4.0], [9.0, 9.0], [9.0, 9.0]]])
-    theirs = torch.tensor([[[0.0, 1.0], [1.0, 1.0], [7.0, 7.0]], [[1.0, 1.0], [7.0, 7.0], [7.0, 7.0]]])
-
-    def relations(head: list[float]) -> list[list[float]]:
-        weights = [[math.exp(one * other) for other in head] for one in head]
-        return [[weight / sum(row) for weight in row] for row in weights]
-
-    def gap(student: list[float], teacher: list[float]) -> float:
-        pairs = zip(relations(student), relations(teacher), strict=True)
-        return sum(q * math.log(q / p) for row in pairs for p, q in zip(*row, strict=True)) / len(teacher)
-
-    first = (gap([1.0, 2.0], [0.0, 1.0]) + gap([0.0, 1.0], [1.0, 1.0])) / 2
-    found = relation_error(ours.mT[..., None], theirs.mT[..., None], MASK.float())
-    torch.testing.assert_close(found, torch.tensor([first, 0.0]))  # one token relates to itself alone
-    thirds = [each.mT[..., None] / 3 for each in (ours, theirs)]  # which bfloat16 rounds
-    exact = relation_error(*thirds, MASK.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(relation_error(*thirds, MASK.float()), exact)
-    # one head of width 2, whose products are divided by the root of that
-    both = relation_error(ours[:, None] * 2**0.25, theirs[:, None] * 2**0.25, MASK.float())
-    products = [[[1.0, 2.0], [2.0, 5.0]], [[1.0, 1.0], [1.0, 2.0]]]
-    logs = [torch.tensor(each).log_softmax(-1) for each in products]
-    assert float(both[0]) == pytest.approx(float((logs[1].exp() * (logs[1] - logs[0])).sum(-1).mean()))
-
-
-def test_every_projection_of_attention_has_its_teachers(
+def test_what_ffns_read_is_that_of_the_batch_alone(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     student = converted(classifier, tokenizer)
-    pairs = projections_of(student, classifier)
-    assert len(pairs) == 4 * classifier.config.num_hidden_layers  # query, key, value, output
-    assert all(torch.equal(ours.weight, theirs.weight) for ours, theirs in pairs)
+    places = [place for model in (student, classifier) for place in ffn_inputs_of(model, FAMILIES["bert"])]
+    hooks = [len(place._forward_pre_hooks) for place in places]
     batch = dict(tokenizer(sentences(4), padding=True, return_tensors="pt"))
     with torch.no_grad(), comparing(student, classifier) as loss:
         first = loss(student, batch)[1]
-        again = loss(student, batch)[1]  # of this batch alone
-    assert first == again
-    assert not any(module._forward_hooks for pair in pairs for module in pair)
+        assert loss(student, batch)[1] == first
+    # the first layer's FFN reads what the teacher's does, so all of it is the second's
+    layers = [model.bert.encoder.layer for model in (student, classifier)]
+    states = [model(**batch, output_hidden_states=True).hidden_states[1] for model in (student, classifier)]
+    mask = batch["attention_mask"]
+    read = [
+        layer[1].attention(state, (1.0 - mask[:, None, None]) * -1e9)[0]
+        for layer, state in zip(layers, states, strict=True)
+    ]
+    assert float(first["ffn_inputs"]) == pytest.approx(float(relative_error(*read, mask.float()).mean()))
+    assert [len(place._forward_pre_hooks) for place in places] == hooks
 
 
 def test_labels_are_not_used_and_the_teacher_is_left_alone(
