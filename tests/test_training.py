@@ -339,7 +339,7 @@ def test_a_tracker_gets_settings_and_every_step(
     student = student_of(classifier, tokenizer)
     distill(student, classifier, tokenizer, rows_for(tokenizer), settings, log_with="recorder")
     assert Recorder.config == asdict(settings)
-    assert Recorder.steps == [(step, ["hidden", "ffn_inputs", "logits"]) for step in range(1, 12)]
+    assert Recorder.steps == [(step, ["ffn_inputs", "hidden", "logits"]) for step in range(1, 12)]
 
 
 @pytest.mark.parametrize(("name", "problem"), [("wanbd", "unknown"), ("clearml", "not installed")])
