@@ -152,7 +152,7 @@ def test_its_embeddings_count_for_most_of_what_a_student_is_taught(encoder, monk
     student = convert(loaded.model, loaded.tokenizer, sentences(40), TreeShape(2, 2)).model
     distill(student, loaded.model, loaded.tokenizer, Dataset.from_dict({}), pooling=loaded.pooling)
     ((value, figures),) = seen
-    torch.testing.assert_close(value, figures["hidden"] + 60 * figures["embedding"])
+    torch.testing.assert_close(value, figures["hidden"] + figures["ffn_inputs"] + 60 * figures["embedding"])
 
 
 def test_an_encoder_that_came_from_a_model_with_a_head_loads_without_it(encoder, tmp_path, quick_latency):
