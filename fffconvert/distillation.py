@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -226,9 +226,7 @@ def distillation_loss(
     real = attention_mask.to(torch.float32)  # (n_rows, n_tokens)
     figures = {"hidden": hidden_errors(student, teacher, real).mean()}
     if ffn_inputs:
-        figures["ffn_inputs"] = (
-            torch.stack([relative_error(*pair, real) for pair in ffn_inputs]).sum(0).mean()
-        )
+        figures["ffn_inputs"] = summed_errors(ffn_inputs, real).mean()
     for name, ours in student.items():
         if name.endswith("logits"):
             figures[name] = logit_error(ours, teacher[name], real, name in TOKEN_LOGITS, exclusive)
@@ -253,6 +251,11 @@ def hidden_errors(student: ModelOutput, teacher: ModelOutput, real: Tensor) -> T
         real: `(n_rows, n_tokens)`, 1.0 for real tokens.
     """
     pairs = zip(student["hidden_states"][1:], teacher["hidden_states"][1:], strict=True)
+    return summed_errors(pairs, real)
+
+
+def summed_errors(pairs: Iterable[tuple[Tensor, Tensor]], real: Tensor) -> Tensor:
+    """The relative errors of all layers together, per row, `(n_rows,)`; see `relative_error`."""
     return torch.stack([relative_error(ours, theirs, real) for ours, theirs in pairs]).sum(0)
 
 

@@ -30,7 +30,7 @@ def refuse_existing(folder: Path) -> None:
         raise UserError(f"{folder} is a file; expected a folder")
     if folder.is_mount():
         raise UserError(f"{folder} is a mount point; name a folder in it")
-    existing = next(path for path in folder.absolute().parents if path.exists() or path.is_symlink())
+    existing = next(path for path in folder.absolute().parents if os.path.lexists(path))
     if not existing.exists():
         raise UserError(f"{existing} is a link to nothing; expected a folder to write {folder} in")
     if not existing.is_dir():

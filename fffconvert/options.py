@@ -82,7 +82,7 @@ def option_json(command: Command) -> Command:
     def check(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
         if file is None:
             return None
-        written = Path(os.path.realpath(file))  # where a link leads
+        written = file.resolve() if file.is_symlink() else file
         if not written.parent.is_dir():
             raise UserError(f"--json {file}: there is no folder {written.parent}")
         if not os.access(written if written.exists() else written.parent, os.W_OK):

@@ -355,7 +355,7 @@ def test_a_locale_without_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("finetune a b --task sst2 --train-rows 0", "0 is not in the range"),
         ("distill a b", "Missing option '--teacher'"),
         ("run no.yaml --output b", "no.yaml could not be read"),
-        ("env --json no/such/env.json", "there is no folder .*no/such"),
+        ("env --json no/such/env.json", "there is no folder no/such"),
     ],
 )
 def test_what_no_command_takes(

@@ -730,12 +730,12 @@ def test_two_processes_give_what_one_gives(
 
     # training: each batch is shared out, so the steps are the same; of five rows each process has two
     before = weights_of(student.model)
-    for made, n_rows, batch_size in (("two", None, 8), ("few", 5, 4)):
+    for made, n_rows, batch_size, least in (("two", None, 8, 1e-3), ("few", 5, 4, 1e-4)):
         rows = read_data(task, tokenizer, None, data_dir=glue, train_rows=n_rows).rows
         student.model.load_state_dict(before)
         distill(student.model, teacher.model, tokenizer, rows, Training(epochs=2, batch_size=batch_size))
         found = weights_of(checkpoint.load(str(tmp_path / made)).model)
-        assert max(float((tensor - before[name]).abs().max()) for name, tensor in found.items()) > 1e-4
+        assert max(float((tensor - before[name]).abs().max()) for name, tensor in found.items()) > least
         assert_close_weights(found, weights_of(student.model))
 
 
