@@ -23,11 +23,11 @@ from fffconvert import Recipe, Training, TreeShape
 from fffconvert.checkpoint import read_report, versions
 from fffconvert.comparison import table_of
 from fffconvert.display import table
-from fffconvert.evaluation import value_kept
 from fffconvert.folders import write_whole
 from fffconvert.inspection import env
 from fffconvert.pipeline import CONVERTED, Stages, load_base, make_teacher, students_of
 from fffconvert.recipe import CALIBRATION_TOKENS, Control
+from fffconvert.scores import value_kept
 from fffconvert.tree import DEFAULT_TREE
 from fffconvert.workspace import TEACHER
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fffconvert.distillation import distill as distill
     from fffconvert.distillation import finetune as finetune
     from fffconvert.errors import UserError as UserError
-    from fffconvert.evaluation import Scores as Scores
     from fffconvert.evaluation import evaluate as evaluate
     from fffconvert.export import export_onnx as export_onnx
     from fffconvert.fff import FFF as FFF
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from fffconvert.recipe import Recipe as Recipe
     from fffconvert.recipe import Training as Training
     from fffconvert.recipe import load_recipe as load_recipe
+    from fffconvert.scores import Scores as Scores
     from fffconvert.tasks import TASKS as TASKS
     from fffconvert.tasks import Task as Task
     from fffconvert.tree import TreeShape as TreeShape
@@ -61,7 +61,7 @@ _NAMES = {
     "data": ("Data", "read_data", "read_validations"),
     "distillation": ("distill", "finetune"),
     "errors": ("UserError",),
-    "evaluation": ("Scores", "evaluate"),
+    "evaluation": ("evaluate",),
     "export": ("export_onnx",),
     "fff": ("FFF",),
     "hub": ("Push", "push"),
@@ -70,6 +70,7 @@ _NAMES = {
     "pipeline": ("Result", "run"),
     "quantization": ("quantize",),
     "recipe": ("DataSource", "Recipe", "Training", "load_recipe"),
+    "scores": ("Scores",),
     "tasks": ("TASKS", "Task"),
     "tree": ("TreeShape",),
 }

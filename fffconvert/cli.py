@@ -93,7 +93,7 @@ class Cli(click.Group):
 def fail_usage(error: click.UsageError) -> NoReturn:
     """Says in one line what was mistyped, and where to read on."""
     path = error.ctx.command_path if error.ctx else "fffconvert"
-    fail(f"{error.format_message().rstrip('.')}; see {path} --help", code=error.exit_code)
+    fail(f"{error.format_message().rstrip('.')} (see {path} --help)", code=error.exit_code)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -186,9 +186,10 @@ def run(
     named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     recipe = load_recipe(recipe_file, (*overrides, *named))
     quiet_libraries()
-    from fffconvert import checkpoint, evaluation, pipeline, workspace
+    from fffconvert import checkpoint, pipeline, workspace
     from fffconvert.accelerator import check_tracker
     from fffconvert.dry_run import estimate_run
+    from fffconvert.scores import require_retention
 
     if dry_run:
         if log_with:
@@ -210,7 +211,7 @@ def run(
         + (f", its teacher in {result.teacher}" if result.teacher else "")
     )
     retention = result.report["scores"]["retention"]
-    evaluation.require_retention(retention, recipe.min_retention, result.output / checkpoint.REPORT)
+    require_retention(retention, recipe.min_retention, result.output / checkpoint.REPORT)
 
 
 @main.command(short_help="Make a teacher: fine-tune a dense model.")
@@ -524,6 +525,7 @@ def evaluate(
     quiet_libraries()
     from fffconvert import checkpoint, evaluation
     from fffconvert.data import check_model, read_validations
+    from fffconvert.scores import require_retention
     from fffconvert.sources import source_of
     from fffconvert.tasks import Task, task_for
     from fffconvert.text import check_same_tokenizer, readable_length
@@ -548,13 +550,13 @@ def evaluate(
         max_length=limit,
         prompt=loaded.prompt,
     )
-    scores = evaluation.evaluate(
+    found = evaluation.evaluate(
         loaded.model, loaded.tokenizer, judged, splits, dense.model if dense else None, loaded.pooling
     )
     read = {"rows": {name: len(rows) for name, rows in splits.items()}, "max_length": limit}
-    write_json(json_file, {"model": model, "teacher": teacher, **read, **scores.to_dict()})
-    show_scores(model, scores.to_dict())
-    evaluation.require_retention(scores.retention, min_retention, json_file)
+    write_json(json_file, {"model": model, "teacher": teacher, **read, **found.to_dict()})
+    show_scores(model, found.to_dict())
+    require_retention(found.retention, min_retention, json_file)
 
 
 @main.command(short_help="Time a model, beside dense and without FFNs.")

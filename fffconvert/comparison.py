@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fffconvert.evaluation import value_kept
+from fffconvert.scores import value_kept
 from fffconvert.workspace import TEACHER
 
 COMPARED = ("active_neurons", "share", "score", "retention", "agreement", "hidden_error")

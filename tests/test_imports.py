@@ -26,7 +26,7 @@ activations modeling text
 encoding export sensitivity training
 calibration onnx_runtime
 card conversion distillation estimate quantization registration
-checkpoint inference sources twins
+checkpoint inference scores sources twins
 columns evaluation hub inspection latency workspace
 comparison data tables
 pipeline
