@@ -14,7 +14,7 @@ from fffconvert.columns import task_of
 from fffconvert.encoding import check_texts, texts_of, tokenized
 from fffconvert.errors import UserError
 from fffconvert.heads import as_saved, check_judgeable, kind_of
-from fffconvert.recipe import MAX_LENGTH, DataSource, check_whole
+from fffconvert.recipe import MAX_LENGTH, DataSource, check_seed, check_whole
 from fffconvert.sources import (
     Source,
     load_source,
@@ -75,13 +75,15 @@ def read_data(
         prompt: What a sentence encoder has before every text.
 
     Raises:
-        UserError: For data that is missing or malformed, fewer rows than are to be held out, or no rows to train on.
+        UserError: For data that is missing or malformed, fewer rows than are to be held out, no rows to train on, or a
+            seed out of range.
     """
     if not isinstance(source, Source):
         raise UserError(f"source is {source!r}; expected a Task, a Path or a DataSource")
     check_whole("held_out", held_out, 0)
     if train_rows is not None:
         check_whole("train_rows", train_rows, 1)
+    check_seed(seed)
     config = None if model is None else as_saved(model)
     train = train_split(source, data_dir)
     task = prompted(task_of(source, train, config, labelled), prompt)

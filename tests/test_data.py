@@ -152,6 +152,7 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path: Path, tokenizer: PreTr
         (DataSource("own.csv"), {"held_out": -1}, "held_out is -1; expected a whole number of at least 0"),
         (DataSource("own.csv"), {"held_out": 0.1}, "held_out is 0.1; expected a whole number of at least 0"),
         (DataSource("own.csv"), {"train_rows": 0}, "train_rows is 0; expected a whole number of at least 1"),
+        (DataSource("own.csv"), {"seed": -1}, "seed is -1; expected a whole number from 0 to 2147483647"),
         (DataSource("own.csv", subset="mine"), {}, "subset is 'mine', and own.csv is a file"),
     ],
 )
