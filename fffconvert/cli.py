@@ -55,16 +55,15 @@ class Cli(click.Group):
         """The commands in the order of the work."""
         return list(self.commands)
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Reads what stands before the command, and lets tables be shown in a locale without arrows and dashes."""
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs a command line; its tables can be shown in a locale without arrows and dashes too."""
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
         try:
-            return super().make_context(*args, **kwargs)
-        except click.exceptions.NoArgsIsHelpError:
-            raise
+            return super().main(*args, **kwargs, standalone_mode=False)
         except click.UsageError as error:
-            fail_usage(error)
+            path = error.ctx.command_path if error.ctx else "fffconvert"
+            fail(f"{error.format_message().rstrip('.')} (see {path} --help)", code=error.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -78,8 +77,6 @@ class Cli(click.Group):
             again = f"; where it has written a checkpoint, the same command goes on from there{how}"
             more = again if trains else ""
             fail(f"interrupted{more}", code=130)
-        except click.UsageError as error:
-            fail_usage(error)
         except OSError as error:
             if error.errno is None:
                 raise  # no file's or disk's fault
@@ -88,12 +85,6 @@ class Cli(click.Group):
             if isinstance(error, RuntimeError) and "allocate" not in str(error):
                 raise  # PyTorch has no narrower class for memory of the CPU
             fail("there is not enough memory; use a smaller tree, a smaller batch, or fewer tokens")
-
-
-def fail_usage(error: click.UsageError) -> NoReturn:
-    """Says in one line what was mistyped, and where to read on."""
-    path = error.ctx.command_path if error.ctx else "fffconvert"
-    fail(f"{error.format_message().rstrip('.')} (see {path} --help)", code=error.exit_code)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -122,10 +113,14 @@ def quiet_libraries() -> None:
 
 
 @click.group(
-    "fffconvert", cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    "fffconvert",
+    cls=Cli,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Turn a trained BERT-family model into the same model with fast feedforward trees for FFNs.
 
     Each token then walks one path of a tree and uses about 1% of the neurons. MODEL is a Hub id or a
@@ -144,6 +139,8 @@ def main() -> None:
       fffconvert export distilled graph
       fffconvert push distilled user/name
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command(short_help="Do all that a recipe says, with controls.")

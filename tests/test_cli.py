@@ -312,8 +312,12 @@ def test_a_result_is_kept_where_it_cannot_be_shown(tmp_path: Path, monkeypatch: 
 
 def test_a_locale_without_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    with main.make_context("fffconvert", ["env"]):
-        display.table("–", ["→"], [["–"]])
+    main(["--version"])
+    display.table("–", ["→"], [["–"]])
+
+
+def test_without_a_command_there_is_help() -> None:
+    assert succeed() == succeed("--help")
 
 
 # ---- Bad input: what is asked
@@ -323,10 +327,10 @@ def test_a_locale_without_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         ("--hepl", "No such option '--hepl'"),
-        ("convrt a b", "No such command 'convrt'"),
+        ("convrt a b", r"No such command 'convrt'.*\(see fffconvert --help\)"),
         ("convert", "Missing argument 'MODEL'"),
         ("convert a", "Missing argument 'OUTPUT'"),
-        ("convert a b --depht 3", r"No such option '--depht'.* see fffconvert convert --help"),
+        ("convert a b --depht 3", r"No such option '--depht'.* \(see fffconvert convert --help\)"),
         ("convert a b --depth deep", "'deep' is not a valid integer"),
         ("convert a b --depth 25", "depth is 25; expected a whole number from 0 to 20"),
         ("convert a b --depth -1", "depth is -1"),
