@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -59,6 +60,17 @@ def own_accelerate() -> Iterator[None]:
         gradients.plugin_kwargs, gradients.sync_gradients = accumulation, at_end_of_step
         if not used:
             AcceleratorState._reset_state()
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, run_name: str, config: dict[str, Any]) -> Iterator[None]:
+    """Opens the accelerator's trackers, where it has any, for a run with these settings, and closes them."""
+    accelerator.init_trackers("fffconvert", config=config, init_kwargs={"wandb": {"name": run_name}})
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()  # `end_training` would part the processes too, which have more to do
 
 
 def process_state() -> PartialState:

@@ -60,7 +60,7 @@ class Cli(click.Group):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
         try:
-            return super().main(*args, **kwargs, standalone_mode=False)
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else "fffconvert"
             fail(f"{error.format_message().rstrip('.')} (see {path} --help)", code=error.exit_code)

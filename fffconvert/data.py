@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.columns import task_of
-from fffconvert.encoding import check_texts, texts_of, tokenized
+from fffconvert.encoding import check_rows, check_texts, texts_of, tokenized
 from fffconvert.errors import UserError
 from fffconvert.heads import as_saved, check_judgeable, kind_of
 from fffconvert.recipe import MAX_LENGTH, DataSource, check_seed, check_whole
@@ -34,15 +34,20 @@ class Data:
 
     Attributes:
         task: What is asked.
-        texts: The training texts.
+        train: The rows to train on, as they were read.
         rows: The same, tokenized.
         validations: Tokenized rows to evaluate on, by split.
     """
 
     task: Task
-    texts: list[Text]
+    train: Dataset
     rows: Dataset
     validations: dict[str, Dataset]
+
+    @cached_property
+    def texts(self) -> list[Text]:
+        """The training texts."""
+        return texts_of(self.task, self.train)
 
 
 def read_data(
@@ -87,19 +92,20 @@ def read_data(
     config = None if model is None else as_saved(model)
     train = train_split(source, data_dir)
     task = prompted(task_of(source, train, config, labelled), prompt)
-    check_texts(task, train)  # before rows are drawn, so that one without text has its number
     validations = validation_splits(source, data_dir) if held_out else {}
+    check_columns(task, validations)
+    for rows in (train, *validations.values()):
+        check_rows(task, rows)  # before any are drawn, so that a row has its number in the data
     if held_out and not validations:
         validations, train = hold_out(name_of(source), train, held_out, seed)
     elif train_rows is not None:
-        train = shuffled(train, seed)
+        train = train.shuffle(seed, keep_in_memory=True)
     train = train.select(range(min(train_rows or len(train), len(train))))
     task = replace(task, validations=tuple(validations) or task.validations)
-    check_columns(task, validations)
     limit = readable_length(tokenizer, config, max_length)
     return Data(
         task,
-        texts_of(task, train),
+        train,
         tokenized(task, train, tokenizer, limit, seed),
         {split: tokenized(task, rows, tokenizer, limit, seed) for split, rows in validations.items()},
     )
@@ -129,13 +135,8 @@ def hold_out(name: str, train: Dataset, held_out: int, seed: int) -> tuple[dict[
             f"{name} has {len(train)} rows; expected more than the {held_out} to hold out for evaluation "
             "(in a recipe: lower held_out, or name data.validation)"
         )
-    train = shuffled(train, seed)
+    train = train.shuffle(seed, keep_in_memory=True)
     return {"held_out": train.select(range(held_out))}, train.select(range(held_out, len(train)))
-
-
-def shuffled(rows: Dataset, seed: int) -> Dataset:
-    """The same rows in random order."""
-    return rows.select(np.random.default_rng(seed).permutation(len(rows)))
 
 
 def read_validations(
@@ -162,6 +163,8 @@ def read_validations(
     task = prompted(task_of(source, next(iter(splits.values())), config), prompt)
     task = replace(task, validations=tuple(splits))
     check_columns(task, splits)
+    for rows in splits.values():
+        check_rows(task, rows)
     limit = readable_length(tokenizer, config, max_length)
     return task, {name: tokenized(task, rows, tokenizer, limit) for name, rows in splits.items()}
 
@@ -184,4 +187,6 @@ def read_texts(
         prompt = prompt if kind_of(config) == "embedding" else ""
         return (prompt + line for line in read_lines(source))
     rows = train_split(source, data_dir)
-    return texts_of(prompted(task_of(source, rows, config, labelled=False), prompt), rows)
+    task = prompted(task_of(source, rows, config, labelled=False), prompt)
+    check_texts(task, rows)
+    return texts_of(task, rows)

@@ -34,16 +34,22 @@ Columns = dict[str, list[Any]]
 
 
 def texts_of(task: Task, rows: Dataset) -> list[Text]:
-    """The texts, or pairs of texts, of a split; words are joined by spaces. An encoder reads each text by itself.
-
-    Raises:
-        UserError: As `check_texts` does.
-    """
-    check_texts(task, rows)
+    """The texts, or pairs of texts, of checked rows; words are joined by spaces. An encoder reads each alone."""
     columns = [[_joined(task, value) for value in rows[name]] for name in task.columns]
     if len(columns) == 1 or task.kind in ALONE:
         return [text for column in columns for text in column]
     return [*zip(*columns, strict=True)]
+
+
+def check_rows(task: Task, rows: Dataset) -> None:
+    """Raises a `UserError` for a row without text, or without a label where each has one; it is named."""
+    check_texts(task, rows)
+    if task.label is not None and (task.kind == "classification" or task.is_regression):
+        given = list(rows[task.label])
+        if None in given:
+            raise UserError(
+                f"{task.name}: row {given.index(None)} has no label in column {task.label!r}; expected one"
+            )
 
 
 def check_texts(task: Task, rows: Dataset) -> None:
@@ -69,23 +75,20 @@ def tokenized(
 
     Args:
         task: Names the columns.
-        rows: Holds them.
+        rows: Holds them, checked by `check_rows`.
         tokenizer: The model's.
         max_length: Tokens that a row is cut at.
         seed: Decides which tokens of a `masked` task are masked.
 
     Raises:
-        UserError: For a row without text or without a token, or with a label that is none of the task's; for a
-            tokenizer that does not say where in a text its tokens stand, or pads before them, and a task that has to
-            know.
+        UserError: For a row without a token, or with a label that is none of the task's; for a tokenizer that does
+            not say where in a text its tokens stand, or pads before them, and a task that has to know.
     """
     check_tokenizer(task, tokenizer)
     if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
         sides = [replace(task, columns=(column,)) for column in task.columns]
         return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
 
-    check_texts(task, rows)
-    check_labels(task, rows)
     code = coder(task, rows)
     # a new column would be cast to the type of an old one of its name
     needed = {name: f"given {name}" for name in (*task.columns, task.label) if name is not None}
@@ -121,16 +124,6 @@ def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
             f"{task.name}: the tokenizer pads on the {tokenizer.padding_side}, which would move tokens away from their "
             "labels; expected right: set its padding_side and save it"
         )
-
-
-def check_labels(task: Task, rows: Dataset) -> None:
-    """Raises a `UserError` for a row without a label where each has one."""
-    if task.label is not None and (task.kind == "classification" or task.is_regression):
-        given = list(rows[task.label])
-        if None in given:
-            raise UserError(
-                f"{task.name}: row {given.index(None)} has no label in column {task.label!r}; expected one"
-            )
 
 
 def asks_where(task: Task) -> bool:

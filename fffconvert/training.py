@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from fffconvert.accelerator import make_accelerator, own_accelerate
+from fffconvert.accelerator import make_accelerator, own_accelerate, tracked
 from fffconvert.batch import Batch
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
@@ -166,22 +166,20 @@ def train(
         wrapped.train(dropout)
         fingerprint = fingerprint_of(settings, seed, rows, model, teacher) if checkpoints else {}
         done = resume(accelerator, checkpoints, fingerprint)
-        if log_with:
-            named = {"wandb": {"name": run_name}}
-            accelerator.init_trackers("fffconvert", config=asdict(settings), init_kwargs=named)
         steps = steps_from(loader, done, n_steps, settings.gradient_accumulation)
-        with progress_bar(description, n_steps, done=done) as advance:
-            for step, parts in enumerate(steps, done + 1):
-                figures = add_gradients(accelerator, wrapped, loss, parts)
+        with (
+            tracked(accelerator, run_name, asdict(settings)),
+            progress_bar(description, n_steps, done=done) as advance,
+        ):
+            for step, batches in enumerate(steps, done + 1):
+                figures = add_gradients(accelerator, wrapped, loss, batches)
                 clip(accelerator, wrapped, settings.max_grad_norm, step)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                log_step(accelerator, figures, step, advance, logged=log_with is not None)
+                advance(log_step(accelerator, figures, step))
                 if checkpoints and step % settings.checkpoint_every == 0 and step < n_steps:
                     save_checkpoint(accelerator, checkpoints, step, fingerprint)
-    for tracker in accelerator.trackers:
-        tracker.finish()  # `end_training` would part the processes too, which have more to do
     accelerator.free_memory()
     model.to("cpu").eval()  # type: ignore[arg-type]
 
@@ -272,18 +270,11 @@ def diverged(step: int) -> UserError:
     )
 
 
-def log_step(
-    accelerator: Accelerator,
-    parts: list[dict[str, Tensor]],
-    step: int,
-    advance: Callable[[str], None],
-    logged: bool,
-) -> None:
-    """Moves the progress bar on and logs means over a step's batches; refuses a loss that is not finite."""
+def log_step(accelerator: Accelerator, parts: list[dict[str, Tensor]], step: int) -> str:
+    """Logs the means of figures over a step's batches, and gives them as text; refuses a loss that is not finite."""
     means = torch.stack([torch.stack([part[name] for part in parts]).mean() for name in parts[0]])
     values: dict[str, Any] = dict(zip(parts[0], accelerator.reduce(means, "mean").tolist(), strict=True))
     if not all(abs(value) < float("inf") for value in values.values()):
         raise diverged(step)
-    advance("  ".join(f"{name} {value:.3f}" for name, value in values.items()))
-    if logged:
-        accelerator.log(values, step=step)
+    accelerator.log(values, step=step)
+    return "  ".join(f"{name} {value:.3f}" for name, value in values.items())

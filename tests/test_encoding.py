@@ -96,8 +96,9 @@ def test_a_row_without_a_label_is_named(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, labels: list[Any]
 ) -> None:
     source = write_jsonl(tmp_path / "own.jsonl", {"text": sentences(3), "label": labels})
-    with pytest.raises(UserError, match="row 1 has no label in column 'label'; expected one"):
-        read_data(source, tokenizer, None)
+    for drawn in ({}, {"train_rows": 2}, {"held_out": 1}):  # it is the number in the file
+        with pytest.raises(UserError, match="row 1 has no label in column 'label'; expected one"):
+            read_data(source, tokenizer, None, **drawn)
 
 
 def test_several_labels(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -316,10 +316,11 @@ class Recorder(GeneralTracker):
     name, requires_logging_directory, tracker = "recorder", False, None
     config: dict[str, object]
     steps: list[tuple[int, list[str]]]
+    ended: bool
 
     def __init__(self, run_name: str) -> None:
         super().__init__()
-        Recorder.steps = []
+        Recorder.steps, Recorder.ended = [], False
         self.run_name = run_name
 
     def store_init_configuration(self, values: dict[str, object]) -> None:
@@ -327,6 +328,9 @@ class Recorder(GeneralTracker):
 
     def log(self, values: dict[str, float], step: int, **_: object) -> None:
         self.steps.append((step, sorted(values)))
+
+    def finish(self) -> None:
+        Recorder.ended = True
 
 
 def test_a_tracker_gets_settings_and_every_step(
@@ -340,6 +344,19 @@ def test_a_tracker_gets_settings_and_every_step(
     distill(student, classifier, tokenizer, rows_for(tokenizer), settings, log_with="recorder")
     assert Recorder.config == asdict(settings)
     assert Recorder.steps == [(step, ["ffn_inputs", "hidden", "logits"]) for step in range(1, 12)]
+    assert Recorder.ended
+
+
+def test_a_tracker_is_closed_where_training_fails(
+    classifier: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "recorder", Recorder)
+    classifier.classifier.bias.data[0] = torch.nan
+    with pytest.raises(UserError, match="not finite at step 1"):
+        finetune(classifier, tokenizer, rows_for(tokenizer), SETTINGS, log_with="recorder")
+    assert Recorder.ended
 
 
 @pytest.mark.parametrize(("name", "problem"), [("wanbd", "unknown"), ("clearml", "not installed")])
