@@ -171,8 +171,8 @@ def train(
             tracked(accelerator, run_name, asdict(settings)),
             progress_bar(description, n_steps, done=done) as advance,
         ):
-            for step, batches in enumerate(steps, done + 1):
-                figures = add_gradients(accelerator, wrapped, loss, batches)
+            for step, parts in enumerate(steps, done + 1):
+                figures = add_gradients(accelerator, wrapped, loss, parts)
                 clip(accelerator, wrapped, settings.max_grad_norm, step)
                 optimizer.step()
                 schedule.step()

@@ -38,39 +38,12 @@ class Implementation:
 
 @cache
 def _cpu_kernel() -> Implementation:
-    """The CPU kernel, built and loaded when first asked for; warns once where that fails."""
+    """The CPU kernel, built and loaded when first asked for."""
     try:
         cpu.load()
     except cpu.Unavailable as error:
-        if _wanted() != "reference":
-            warnings.warn(f"fffconvert uses the slower PyTorch reference: {error}", stacklevel=4)
         return Implementation("cpu", False, str(error))
     return Implementation("cpu", True, f"float32 and bfloat16; built as {cpu.library_path()}")
-
-
-@cache
-def _wanted() -> str:
-    """What `FFFCONVERT_KERNEL` named when it was first read."""
-    wanted = os.environ.get(VARIABLE, "auto")
-    if wanted not in ("auto", "reference", "cpu", "gpu"):
-        raise UserError(f"{VARIABLE} is {wanted!r}; expected auto, reference, cpu or gpu")
-    return wanted
-
-
-_decided: bool | None = None
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _uses_cpu_kernel() -> bool:
-    """Whether float32 and bfloat16 on a CPU go to the kernel: decided at the first call, for the process."""
-    global _decided
-    if _decided is None:
-        wanted = _wanted()
-        _uses_gpu_kernel()  # which refuses where it is named and cannot serve, whatever device this tensor is on
-        _decided = wanted != "reference" and _cpu_kernel().available
-        if wanted == "cpu" and not _decided:
-            raise UserError(f"{VARIABLE}=cpu, but the CPU kernel cannot serve: {_cpu_kernel().reason}")
-    return _decided
 
 
 @cache
@@ -82,10 +55,38 @@ def _gpu_kernel() -> Implementation:
     return Implementation("gpu", True, f"where {VARIABLE}=gpu; not tried on a real GPU yet")
 
 
+@cache
+def _wanted() -> str:
+    """What `FFFCONVERT_KERNEL` named when it was first read; a kernel that is named must be able to serve."""
+    wanted = os.environ.get(VARIABLE, "auto")
+    if wanted not in ("auto", "reference", "cpu", "gpu"):
+        raise UserError(f"{VARIABLE} is {wanted!r}; expected auto, reference, cpu or gpu")
+    kernel = {"cpu": _cpu_kernel, "gpu": _gpu_kernel}.get(wanted)
+    if kernel is not None and not kernel().available:
+        raise UserError(
+            f"{VARIABLE}={wanted}, but the {wanted.upper()} kernel cannot serve: {kernel().reason}"
+        )
+    return wanted
+
+
+_decided: bool | None = None  # no `@cache`: the short way of `fff_forward` reads it, and Dynamo traces it
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _uses_cpu_kernel() -> bool:
+    """Whether float32 and bfloat16 on a CPU go to the kernel: decided at the first call, for the process."""
+    global _decided
+    if _decided is None:
+        asked = _wanted() != "reference"
+        _decided = asked and _cpu_kernel().available
+        if asked and not _decided:
+            reason = _cpu_kernel().reason
+            warnings.warn(f"fffconvert uses the slower PyTorch reference: {reason}", stacklevel=3)
+    return _decided
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _uses_gpu_kernel() -> bool:
-    if _wanted() == "gpu" and not _gpu_kernel().available:
-        raise UserError(f"{VARIABLE}=gpu, but the GPU kernel cannot serve: {_gpu_kernel().reason}")
     return _wanted() == "gpu"
 
 
