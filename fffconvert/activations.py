@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from fffconvert.batch import Batch, to_device
 from fffconvert.display import track
 from fffconvert.errors import UserError
-from fffconvert.families import base_of
 from fffconvert.modes import evaluating
 from fffconvert.projection import onednn_on
 
@@ -67,7 +66,7 @@ class PausedForward:
     def __init__(self, model: PreTrainedModel, batches: list[Batch], n_tokens: int) -> None:
         self.model, self.n_tokens = model, n_tokens
         self.passes = [
-            greenlet(partial(base_of(model), **to_device(batch, model.device))) for batch in batches
+            greenlet(partial(model.base_model, **to_device(batch, model.device))) for batch in batches
         ]
         for forward_pass, batch in zip(self.passes, batches, strict=True):
             forward_pass.real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
@@ -123,7 +122,7 @@ def collect_inputs(
     with evaluating(model), onednn_on(model.device), ExitStack() as stack:
         recorded = [stack.enter_context(recording_inputs(place)) for place in places]
         for batch in track(batches, READING):
-            base_of(model)(**to_device(batch, model.device))
+            model.base_model(**to_device(batch, model.device))
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
             for rows, calls in zip(kept, recorded, strict=True):
                 x = torch.cat(calls, 1).to("cpu", torch.float32)  # (n_texts, n_uses * n_tokens, d_model)

@@ -169,11 +169,6 @@ def longest_text(config: PreTrainedConfig) -> int:
     return int(config.max_position_embeddings - unused)
 
 
-def base_of(model: PreTrainedModel) -> nn.Module:
-    """The encoder inside a model with a head; the model itself where it has none."""
-    return cast(nn.Module, getattr(model, model.base_model_prefix, model))
-
-
 def chooses_among_texts(model: PreTrainedModel) -> bool:
     """Whether a model's head reads several texts for one answer, in a dimension of their own."""
     return type(model).__name__.endswith("ForMultipleChoice")
@@ -199,7 +194,7 @@ def layers_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
         UserError: For a model whose layers are not where its family has them.
     """
     try:
-        layers = members_at(base_of(model), family.layers)
+        layers = members_at(model.base_model, family.layers)
         if not layers:
             raise AttributeError("it has no layers")
         for layer in layers:

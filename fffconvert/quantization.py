@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.errors import UserError
-from fffconvert.families import base_of, family_of, replace_projections
+from fffconvert.families import family_of, replace_projections
 from fffconvert.int8 import Int8Linear
 from fffconvert.modeling import is_int8, refuse_dense, trees_to_bfloat16
 from fffconvert.modes import evaluating
@@ -61,5 +61,5 @@ def rounding_error(
     inputs = dict(tokenizer.pad(encoded, return_tensors="pt"))
     real = inputs["attention_mask"].bool()  # (n_texts, n_tokens)
     with evaluating(model), evaluating(quantized):
-        exact, rounded = (base_of(each)(**inputs)[0][real] for each in (model, quantized))
+        exact, rounded = (each.base_model(**inputs)[0][real] for each in (model, quantized))
     return float((rounded - exact).norm() / exact.norm())

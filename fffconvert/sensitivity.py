@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 from fffconvert.activations import check_finite
 from fffconvert.batch import Batch, parts_of, to_device
 from fffconvert.display import track
-from fffconvert.families import base_of, chooses_among_texts
+from fffconvert.families import chooses_among_texts
 from fffconvert.heads import TOKEN_LOGITS
 from fffconvert.modes import evaluating, frozen
 from fffconvert.projection import onednn_on
@@ -51,7 +51,7 @@ def sensitivities(
     if model.get_output_embeddings() is not None:  # a number for each word of the vocabulary at each place
         few = [part for batch in few for part in parts_of(batch, BATCH_SIZE_OF_WORDS)]
     # a head that chooses among texts reads them in groups
-    differentiated = base_of(model) if chooses_among_texts(model) else model
+    differentiated = model.base_model if chooses_among_texts(model) else model
     with (
         evaluating(model),
         frozen(model),

@@ -20,7 +20,6 @@ from fffconvert.distillation import comparing, distill
 from fffconvert.errors import UserError
 from fffconvert.families import (
     FAMILIES,
-    base_of,
     count_ffns,
     family_of,
     ffn_inputs_of,
@@ -217,7 +216,7 @@ def test_unknown_model_type_is_named_with_what_is_known() -> None:
 
 
 def test_model_without_layers_is_refused(classifier: BertForSequenceClassification) -> None:
-    base_of(classifier).encoder.layer = nn.ModuleList()
+    classifier.base_model.encoder.layer = nn.ModuleList()
     with pytest.raises(UserError, match=r"has no FFNs at encoder.layer\[i\].intermediate.*no layers"):
         layers_of(classifier, FAMILIES["bert"])
 
