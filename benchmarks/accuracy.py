@@ -24,7 +24,7 @@ from fffconvert.checkpoint import read_report, versions
 from fffconvert.comparison import table_of
 from fffconvert.display import table
 from fffconvert.folders import write_whole
-from fffconvert.inspection import env
+from fffconvert.machine import processor_name
 from fffconvert.pipeline import CONVERTED, Stages, load_base, make_teacher, students_of
 from fffconvert.recipe import CALIBRATION_TOKENS, Control
 from fffconvert.scores import value_kept
@@ -147,7 +147,7 @@ def write_results(arguments: argparse.Namespace, **found: Any) -> None:
         for name, value in vars(arguments).items()
         if name not in ("work", "results", "data_dir", "model")
     }
-    result = {"asked": asked, **found, "versions": versions(), "processor": env()["processor"]}
+    result = {"asked": asked, **found, "versions": versions(), "processor": processor_name()}
     write_whole(arguments.results, json.dumps(result, indent=2) + "\n")
 
 

@@ -28,11 +28,11 @@ from fffconvert.latency import (
     FEWEST_INPUTS,
     Timing,
     in_pieces,
-    machine_name,
     runs_of,
     time_row,
     with_reference,
 )
+from fffconvert.machine import machine_name
 from fffconvert.projection import ONEDNN, Projection, product
 from fffconvert.tables import show_absent, show_timings
 from fffconvert.tree import TreeShape

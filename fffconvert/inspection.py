@@ -15,6 +15,7 @@ from fffconvert.checkpoint import REPORT, load_config, read_report, versions
 from fffconvert.conversion import LayerFit
 from fffconvert.errors import UserError
 from fffconvert.families import count_ffns, family_of
+from fffconvert.machine import processor_name
 from fffconvert.modeling import dense_neurons, is_converted, is_int8, shape_of
 from fffconvert.tree import TreeShape
 
@@ -122,7 +123,7 @@ def env() -> dict[str, str]:
         **{package: version_of(package) for package in OPTIONAL},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": processor_name(),
         "threads": str(torch.get_num_threads()),
         "GPU": cuda,
     }

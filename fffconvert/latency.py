@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from fffconvert.families import (
 )
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference
+from fffconvert.machine import machine_name
 from fffconvert.modeling import refuse_dense
 from fffconvert.modes import evaluating
 from fffconvert.twins import LIMIT, check_original, models_beside, untrained_twin
@@ -285,15 +285,3 @@ def time_row(what: str, size: str, threads: int, runs: dict[str, Run], seconds: 
     }
     to_limit = float(np.median(np.divide(times["converted"], times[LIMIT]))) if LIMIT in times else None
     return Timing(what, size, threads, medians, spreads, max(spreads.values()) < WIDE_SPREAD, to_limit)
-
-
-def machine_name() -> str:
-    """Processor and cores, as a reader of the table needs them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
-    except OSError:
-        names = set()
-    processor = ", ".join(sorted(names)) or platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    return f"{processor}, {threads} threads, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

@@ -17,7 +17,7 @@ PACKAGE = Path(fffconvert.__file__).parent
 
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
-batch clock errors display modes python_docs remote
+batch clock errors display machine modes python_docs remote
 folders heads sentence tree
 cluster kernels projection recipe tasks
 accelerator dense fff labels metrics options
