@@ -37,7 +37,7 @@ class Scores:
             the Pearson correlation of their outputs; for an encoder the share of texts whose nearest
             neighbour is the same, copies of a text apart.
         hidden_error: Relative squared error of the hidden states, summed over the layers: the mean over the first
-            rows of the first split (see `fffconvert.distillation.hidden_errors`). None without a teacher.
+            rows of the first split (see `fffconvert.loss.hidden_errors`). None without a teacher.
         active_neurons: Neurons that one token uses in each layer, routers included.
         dense_neurons: Neurons of one dense FFN.
         share: `active_neurons / dense_neurons`.

@@ -1,41 +1,32 @@
 """One training loop on Accelerate, for a teacher as for a student.
 
-The batches of an epoch follow from the seed and the epoch's number alone. So a killed run that is resumed ends with the
-same weights as one that was not.
+A killed run that is resumed ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, skip_first_batches
-from accelerate.data_loader import DataLoaderShard
+from accelerate import Accelerator
 from accelerate.utils import set_seed
-from datasets import Dataset, List
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import BatchSampler, DataLoader, Sampler
-from transformers import (
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    get_scheduler,
-)
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.utils.data import BatchSampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from fffconvert.accelerator import make_accelerator, own_accelerate, tracked
 from fffconvert.batch import Batch
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
+from fffconvert.loader import EpochSampler, loader_of, shared_batch_size, steps_from
 from fffconvert.modeling import refuse_inference
 from fffconvert.modes import own_forward, undivided
 from fffconvert.projection import onednn_on
@@ -44,53 +35,6 @@ from fffconvert.resumption import fingerprint_of, resume, save_checkpoint
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
 """From a model and a batch to the loss and the figures to log."""
-
-
-class EpochSampler(Sampler[int]):
-    """Rows in batches of similar lengths, which come in a random order; the epoch and the seed decide it.
-
-    `LengthGroupedSampler` alone goes from long rows to short ones, again and again, and ends on short ones: the
-    optimizer follows, at the cost of what is learned (`benchmarks/notes.md` has the figures).
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; Accelerate calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        size, n_over = self.batch_size, len(self) % self.batch_size
-        # what fills no batch is drawn from all rows: of sorted ones it would be the shortest
-        order = torch.randperm(len(self), generator=generator).tolist() if n_over else list(range(len(self)))
-        over, kept = order[:n_over], order[n_over:]
-        if kept:
-            lengths = [self.lengths[row] for row in kept]
-            grouped = [
-                kept[place] for place in LengthGroupedSampler(size, lengths=lengths, generator=generator)
-            ]
-            for batch in torch.randperm(len(kept) // size, generator=generator).tolist():
-                yield from grouped[batch * size : (batch + 1) * size]
-        yield from over
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-
-def loader_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batches: BatchSampler) -> DataLoader[Batch]:
-    """Padded batches of tokenized rows; labels of tokens, which are whole numbers in a list, are padded too."""
-    labels = rows.features.get("labels")
-    per_token = isinstance(labels, List) and "int" in labels.feature.dtype
-    collate = DataCollatorForTokenClassification if per_token else DataCollatorWithPadding
-    return DataLoader(
-        rows.remove_columns("length"),
-        batch_sampler=batches,
-        collate_fn=collate(tokenizer),
-        generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from dropout's
-    )
 
 
 def optimizer_of(model: nn.Module, settings: Training, n_steps: int) -> tuple[Optimizer, LRScheduler]:
@@ -182,44 +126,6 @@ def train(
                     save_checkpoint(accelerator, checkpoints, step, fingerprint)
     accelerator.free_memory()
     model.to("cpu").eval()  # type: ignore[arg-type]
-
-
-def shared_batch_size(asked: int, n_rows: int, n_processes: int) -> int:
-    """Rows in a batch: those asked for, or with fewer rows as many as make equal shares.
-
-    A batch that is short of its shares Accelerate would fill with rows that were in it already.
-
-    Raises:
-        UserError: For a batch that the processes cannot share out, or fewer rows than processes.
-    """
-    if asked % n_processes:
-        raise UserError(f"batch_size is {asked}; expected a multiple of the {n_processes} processes")
-    if n_rows < n_processes:
-        raise UserError(
-            f"there are {n_rows or 'no'} rows to train on; expected at least {n_processes}, one for each process"
-        )
-    return min(asked, n_rows // n_processes * n_processes)
-
-
-def steps_from(loader: DataLoaderShard, done: int, n_steps: int, together: int) -> Iterator[list[Batch]]:
-    """The batches of each step of a run, which follow from the step's number.
-
-    Args:
-        loader: The batches of an epoch, which follow from its number.
-        done: Steps that were made before.
-        n_steps: Steps of the run.
-        together: Batches that make a step; the last of an epoch may have fewer.
-    """
-    steps_per_epoch = -(-len(loader) // together)
-    while done < n_steps:
-        epoch, made = divmod(done, steps_per_epoch)
-        loader.set_epoch(epoch)
-        rest = skip_first_batches(loader, made * together)
-        rest.set_epoch(epoch)  # Accelerate before 1.15 forgets it there
-        batches = iter(rest)
-        while parts := list(islice(batches, together)):
-            yield parts
-        done = (epoch + 1) * steps_per_epoch
 
 
 def add_gradients(

@@ -18,8 +18,8 @@ PACKAGE = Path(fffconvert.__file__).parent
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
 batch clock errors display machine modes python_docs remote
-folders heads sentence tree
-cluster kernels projection recipe tasks
+folders heads loader sentence tree
+cluster kernels loss projection recipe tasks
 accelerator dense fff labels metrics options
 families fit int8 resumption
 activations modeling text
@@ -41,7 +41,7 @@ OUTSIDE = {"__init__", "__main__"}  # the door: hands out names, and imports the
 HOME_OF = {
     "click": {"cli", "options"},
     "rich": {"display"},
-    "accelerate": {"accelerator", "resumption", "training"},
+    "accelerate": {"accelerator", "loader", "resumption", "training"},
     "yaml": {"recipe"},
     "pandas": {"sources"},
     "sklearn": {"cluster", "metrics"},
