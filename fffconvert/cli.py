@@ -99,6 +99,13 @@ def write_json(file: Path | None, value: Any) -> None:
         file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def show_dry_run(model: str, estimate: Any, json_file: Path | None) -> None:
+    """Shows what a command would make of a model and cost."""
+    found = estimate.to_dict()
+    write_json(json_file, found)
+    show_estimate(model, found)
+
+
 def quiet_libraries() -> None:
     """Keeps the progress bars and loading reports of `transformers` and `datasets` off the screen."""
     import datasets
@@ -193,9 +200,7 @@ def run(
             check_tracker(log_with)
         if not resume:
             workspace.check_outputs(recipe, output)
-        found = estimate_run(recipe, data_dir).to_dict()
-        write_json(json_file, found)
-        show_estimate(recipe.model, found)
+        show_dry_run(recipe.model, estimate_run(recipe, data_dir), json_file)
         return
     result = pipeline.run(recipe, output, data_dir=data_dir, resume=resume, log_with=log_with)
     if not display.is_main_process():
@@ -331,35 +336,17 @@ def convert(
 
     if dry_run and int8:
         raise UserError("--dry-run knows no sizes of --int8; leave that one out")
-    tree = TreeShape(**shape)
-    conversion.check_tree(tree, init, calibration_tokens)  # before a model is read
+    asked = (TreeShape(**shape), init, calibration_tokens)
+    conversion.check_tree(*asked)  # before a model is read
     folders.refuse_existing(output)
     source = calibration_data(calibration, data)
     if dry_run:
-        found = estimate_conversion(
-            model,
-            tree,
-            init,
-            source,
-            calibration_tokens,
-            data_dir=data_dir,
-            seed=seed,
-            max_length=max_length,
-        ).to_dict()
-        write_json(json_file, found)
-        show_estimate(model, found)
+        found = estimate_conversion(model, source, *asked, seed, max_length, data_dir=data_dir)
+        show_dry_run(model, found, json_file)
         return
     loaded = checkpoint.load(model)
-    made = conversion.convert(
-        loaded.model,
-        loaded.tokenizer,
-        calibration_texts(source, loaded, data_dir),
-        tree,
-        init,
-        calibration_tokens,
-        seed,
-        max_length,
-    )
+    texts = calibration_texts(source, loaded, data_dir)
+    made = conversion.convert(loaded.model, loaded.tokenizer, texts, *asked, seed, max_length)
     report: dict[str, Any] = {"layers": [layer.to_dict() for layer in made.layers]}
     converted = replace(loaded, model=made.model)
     if int8:

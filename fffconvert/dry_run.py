@@ -20,7 +20,7 @@ def estimate_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
     """What a recipe would make and cost. Reads its model's configuration and its data, and writes nothing.
 
     Raises:
-        UserError: As `run` does.
+        UserError: As `run` does of the recipe, its model and its data.
     """
     new_head = recipe.finetune is not None
     data = read_recipe_data(recipe, recipe.model, new_head, data_dir)
@@ -39,26 +39,26 @@ def estimate_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
 
 def estimate_conversion(
     model: str,
+    source: Source | None,
     tree: TreeShape,
     init: Init,
-    source: Source | None,
     calibration_tokens: int,
-    *,
-    data_dir: Path | None = None,
     seed: int = 0,
     max_length: int = MAX_LENGTH,
+    *,
+    data_dir: Path | None = None,
 ) -> Estimate:
     """As `estimate_run`, of a conversion alone.
 
     Args:
         model: Hub id or folder of the dense model.
+        source: What to calibrate on; without it there is text enough.
         tree: The shape of every layer.
         init: What would be clustered.
-        source: What to calibrate on; without it there is text enough.
         calibration_tokens: Tokens of it to use.
-        data_dir: As for `run`.
         seed: Decides the sample of the text.
         max_length: Tokens that a text is cut at.
+        data_dir: As for `run`.
     """
     config = load_config(model)
     dense_class, tokenizer = head_class(model, config), load_tokenizer(model, config)
