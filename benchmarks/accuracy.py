@@ -25,7 +25,7 @@ from fffconvert.comparison import table_of
 from fffconvert.display import table
 from fffconvert.folders import write_whole
 from fffconvert.machine import processor_name
-from fffconvert.pipeline import CONVERTED, Stages, load_base, make_teacher, students_of
+from fffconvert.pipeline import CONVERTED, Students, load_base, make_teacher, planned_students
 from fffconvert.recipe import CALIBRATION_TOKENS, Control
 from fffconvert.scores import value_kept
 from fffconvert.tree import DEFAULT_TREE
@@ -57,10 +57,10 @@ def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[st
         seed=seed,
     )
     if any(not (work / folder).exists() for folder in wanted):
-        stages = Stages(recipe, *load_base(recipe, work, arguments.data_dir), work, log_with=None)
+        students = Students(recipe, *load_base(recipe, work, arguments.data_dir), work, log_with=None)
         for folder, (name, shape) in wanted.items():
-            students = students_of(replace(recipe, tree=shape), stages.teacher.model.config)
-            stages.make_student(folder, *students[name])
+            planned = planned_students(replace(recipe, tree=shape), students.teacher.model.config)
+            students.make(folder, *planned[name])
     rows = table_of({folder: read_report(str(work / folder)) for folder in wanted})
     names = [TEACHER, *(name for name, _ in wanted.values())]
     return [{**row, "name": name} for row, name in zip(rows, names, strict=True)]

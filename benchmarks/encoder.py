@@ -22,7 +22,7 @@ from fffconvert.comparison import table_of
 from fffconvert.data import read_validations
 from fffconvert.evaluation import Judge
 from fffconvert.folders import write_whole
-from fffconvert.pipeline import CONVERTED, Stages, load_base, students_of
+from fffconvert.pipeline import CONVERTED, Students, load_base, planned_students
 from fffconvert.sources import train_split
 from fffconvert.tasks import task_for, task_named
 from fffconvert.workspace import START, TEACHER
@@ -61,23 +61,23 @@ def measure(arguments: argparse.Namespace, shape: TreeShape) -> list[dict[str, A
         seed=arguments.seed,
     )
     teacher, data = load_base(recipe, work, None)
-    stages = Stages(recipe, teacher, data, work, log_with=None)
+    students = Students(recipe, teacher, data, work, log_with=None)
     judge = judge_of(teacher, arguments.data_dir)
-    students = students_of(recipe, teacher.model.config)
-    reports = {name: judged(stages, judge, name, *students[name]) for name in arguments.students}
+    planned = planned_students(recipe, teacher.model.config)
+    reports = {name: judged(students, judge, name, *planned[name]) for name in arguments.students}
     return [{**row, "name": name} for row, name in zip(table_of(reports), (TEACHER, *reports), strict=True)]
 
 
-def judged(stages: Stages, judge: Judge, name: str, *how: Any) -> dict[str, Any]:
+def judged(students: Students, judge: Judge, name: str, *how: Any) -> dict[str, Any]:
     """Makes a student, unless it is there; its scores on STS-B before distillation and after."""
-    file, start = stages.work / f"{name}.json", stages.work / f"{name}{START}"
+    file, start = students.work / f"{name}.json", students.work / f"{name}{START}"
     if not file.exists():
         before = file.with_suffix(".before.json")
         if not before.exists():
-            stages.make_start(start, *how)
+            students.convert(start, *how)
             write_whole(before, json.dumps(judge(load(str(start)).model).to_dict()))
-        stages.make_student(name, *how)
-        scores = judge(load(str(stages.work / name)).model).to_dict()
+        students.make(name, *how)
+        scores = judge(load(str(students.work / name)).model).to_dict()
         found = {"scores": scores, "before_distillation": json.loads(before.read_text())}
         write_whole(file, json.dumps(found))
     report: dict[str, Any] = json.loads(file.read_text())

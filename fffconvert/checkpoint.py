@@ -25,7 +25,7 @@ from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.families import family_of, longest_text
 from fffconvert.folders import new_folder
-from fffconvert.heads import HEAD_OF, Kind, as_saved, kind_of, labels_of, names_labels, reordered
+from fffconvert.heads import HEAD_BY_KIND, Kind, as_saved, kind_of, labels_of, names_labels, reordered
 from fffconvert.recipe import Recipe
 from fffconvert.sentence import SentenceModules, pools, read_modules
 from fffconvert.tasks import Task
@@ -121,7 +121,7 @@ def give_head(config: PreTrainedConfig, task: Task) -> Any:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     config.problem_type = PROBLEM_TYPE.get(task.kind)  # what an earlier head left there would decide the loss
-    auto = f"AutoModel{HEAD_OF[task.kind]}"
+    auto = f"AutoModel{HEAD_BY_KIND[task.kind]}"
     classes = getattr(transformers, auto)._model_mapping
     if type(config) not in classes:
         raise UserError(f"{config.model_type} has no {auto} in transformers, which {task.name} asks for")

@@ -9,7 +9,7 @@ from fffconvert.checkpoint import give_head, head_class, load_config, load_token
 from fffconvert.conversion import check_tree
 from fffconvert.data import read_texts
 from fffconvert.estimate import Estimate, Workload, estimate
-from fffconvert.pipeline import CONVERTED, read_recipe_data, students_of
+from fffconvert.pipeline import CONVERTED, planned_students, read_recipe_data
 from fffconvert.recipe import MAX_LENGTH, Init, Recipe
 from fffconvert.sources import Source
 from fffconvert.text import readable_length
@@ -31,7 +31,7 @@ def estimate_run(recipe: Recipe, data_dir: Path | None = None) -> Estimate:
         calibration_tokens=min(recipe.calibration_tokens, n_tokens),
         finetune_tokens=n_tokens * recipe.finetune.epochs if recipe.finetune else 0,
         distill_tokens=n_tokens * recipe.distill.epochs,
-        controls=[made for name, made in students_of(recipe, config).items() if name != CONVERTED],
+        controls=[made for name, made in planned_students(recipe, config).items() if name != CONVERTED],
     )
     check_tree(recipe.tree, recipe.init, workload.calibration_tokens)
     return estimate(dense_class, config, recipe.tree, recipe.init, workload)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.distillation import check_pair
 from fffconvert.errors import UserError
-from fffconvert.heads import HEAD_OF, class_name
+from fffconvert.heads import HEAD_BY_KIND, class_name
 from fffconvert.inference import embed, hidden_error, predict
 from fffconvert.labels import IGNORED
 from fffconvert.metrics import Answers
@@ -125,7 +125,7 @@ def check_rows(task: Task, validations: dict[str, Dataset], teacher: PreTrainedM
 
 def check_heads(task: Task, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
     """Raises a `UserError` for a model whose head is not the task's, or a teacher that it cannot be compared with."""
-    head, ours = HEAD_OF.get(task.kind, ""), class_name(model)
+    head, ours = HEAD_BY_KIND.get(task.kind, ""), class_name(model)
     if not ours.endswith(head):
         raise UserError(f"{task.name} asks for a model {head} ({task.kind}); this one is a {ours}")
     if teacher is None:

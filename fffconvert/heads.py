@@ -15,7 +15,7 @@ Kind = Literal[
 """What a head answers: one class, several, a number, a tag per word, a span, a masked word, nothing, or how alike
 two texts are by their embeddings."""
 
-HEADS: dict[str, Kind] = {
+KIND_BY_HEAD: dict[str, Kind] = {
     "ForSequenceClassification": "classification",
     "ForTokenClassification": "tokens",
     "ForQuestionAnswering": "question",
@@ -23,10 +23,10 @@ HEADS: dict[str, Kind] = {
 }
 """Kind by the end of a model class's name; any other is an encoder."""
 
-HEAD_OF: dict[Kind, str] = {
+HEAD_BY_KIND: dict[Kind, str] = {
     "multi-label": "ForSequenceClassification",
     "regression": "ForSequenceClassification",
-    **{kind: ending for ending, kind in HEADS.items()},
+    **{kind: ending for ending, kind in KIND_BY_HEAD.items()},
 }
 """The end of a model class's name by kind."""
 
@@ -46,7 +46,7 @@ def kind_of(config: PreTrainedConfig) -> Kind:
             "the configuration of one that was saved"
         )
     head = config.architectures[0]
-    kind: Kind = next((kind for ending, kind in HEADS.items() if head.endswith(ending)), "embedding")
+    kind: Kind = next((kind for ending, kind in KIND_BY_HEAD.items() if head.endswith(ending)), "embedding")
     if kind == "classification" and config.problem_type == "multi_label_classification":
         return "multi-label"
     return "regression" if kind == "classification" and config.num_labels == 1 else kind
@@ -91,14 +91,14 @@ def check_judgeable(config: PreTrainedConfig, name: str) -> None:
     """Refuses a model whose head no data can judge.
 
     Raises:
-        UserError: For one whose head is neither in `HEADS` nor none, or that gives several numbers.
+        UserError: For one whose head is neither in `KIND_BY_HEAD` nor none, or that gives several numbers.
     """
     heads = config.architectures or []
     of_sequence = any(head.endswith("ForSequenceClassification") for head in heads)
     if of_sequence and config.problem_type == "regression" and (config.num_labels or 1) > 1:
         raise UserError(f"{name} gives {config.num_labels} numbers, which cannot be judged; expected one")
-    if any(("For" in head or "LMHead" in head) and not head.endswith(tuple(HEADS)) for head in heads):
+    if any(("For" in head or "LMHead" in head) and not head.endswith(tuple(KIND_BY_HEAD)) for head in heads):
         raise UserError(
             f"{name} is {', '.join(heads)}, which cannot be judged; expected an encoder without a head, "
-            f"or one of {', '.join(HEADS)}"
+            f"or one of {', '.join(KIND_BY_HEAD)}"
         )

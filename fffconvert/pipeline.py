@@ -102,35 +102,35 @@ def run(
         if made_by(recipe, output):  # killed after the last thing that it wrote
             return finish(recipe, output, work)
         try:
-            return run_stages(recipe, output, work, data_dir, log_with)
+            return run_in_work(recipe, output, work, data_dir, log_with)
         except Exception as error:  # an interrupt leaves what a kill leaves
             if is_main_process() and not resume:
                 clear_if_nothing_to_resume(work, error)
             raise
 
 
-def run_stages(
+def run_in_work(
     recipe: Recipe, output: Path, work: Path, data_dir: Path | None, log_with: str | None
 ) -> Result:
     """As `run`, in a folder for work in progress."""
     base, data = load_base(recipe, work, data_dir)
-    stages = Stages(recipe, make_teacher(recipe, base, data, work, log_with), data, work, log_with)
-    check_inputs(stages)
-    for name, (shape, init) in students_of(recipe, base.model.config).items():
-        stages.make_student(name, shape, init)
-    return publish(stages, output)
+    students = Students(recipe, make_teacher(recipe, base, data, work, log_with), data, work, log_with)
+    check_inputs(students)
+    for name, (shape, init) in planned_students(recipe, base.model.config).items():
+        students.make(name, shape, init)
+    return publish(students, output)
 
 
-def check_inputs(stages: Stages) -> None:
+def check_inputs(students: Students) -> None:
     """Raises a `UserError` for a run that is resumed with another teacher or other data than it began with."""
     found = {
-        "teacher": digest_of_weights(stages.teacher.model),
-        "data": digest_of_rows(stages.data.rows),
+        "teacher": digest_of_weights(students.teacher.model),
+        "data": digest_of_rows(students.data.rows),
         "set of evaluation rows": {
-            split: digest_of_rows(rows) for split, rows in stages.data.validations.items()
+            split: digest_of_rows(rows) for split, rows in students.data.validations.items()
         },
     }
-    file = stages.work / INPUTS
+    file = students.work / INPUTS
     if file.exists():
         refuse_another(file, found)
     wait_for_everyone()
@@ -195,7 +195,7 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
     return base
 
 
-def students_of(recipe: Recipe, config: PreTrainedConfig) -> dict[str, tuple[TreeShape, Init]]:
+def planned_students(recipe: Recipe, config: PreTrainedConfig) -> dict[str, tuple[TreeShape, Init]]:
     """What to train by name, shape and init: the recipe's tree for a dense model, then its controls."""
     tree = family_of(config).tree_for(config, recipe.tree)
     controls: dict[str, tuple[TreeShape, Init]] = {
@@ -208,8 +208,8 @@ def students_of(recipe: Recipe, config: PreTrainedConfig) -> dict[str, tuple[Tre
 
 
 @dataclass
-class Stages:
-    """What every student of a run shares: teacher, data, calibration and judge."""
+class Students:
+    """Makes the students of a run, which share teacher, data, calibration and judge."""
 
     recipe: Recipe
     teacher: Loaded
@@ -235,13 +235,13 @@ class Stages:
             self.teacher.pooling,
         )
 
-    def make_student(self, name: str, shape: TreeShape, init: Init) -> None:
+    def make(self, name: str, shape: TreeShape, init: Init) -> None:
         """Converts, distils, evaluates and writes one student to the work folder, unless it is there."""
         if (self.work / name).exists():
             return
         say(f"{name}: {shape.active_neurons:g} active neurons per token", style="bold")
         start = self.work / f"{name}{START}"
-        self.make_start(start, shape, init)
+        self.convert(start, shape, init)
         model = load(str(start)).model
         distill(
             model,
@@ -262,7 +262,7 @@ class Stages:
             shutil.rmtree(start)
         delete_checkpoints(self.work / f"{name}.checkpoints")
 
-    def make_start(self, folder: Path, shape: TreeShape, init: Init) -> None:
+    def convert(self, folder: Path, shape: TreeShape, init: Init) -> None:
         """Converts a student and scores it before distillation, unless it is there; a resumed run goes on from that."""
         if folder.exists():
             return
@@ -275,15 +275,15 @@ class Stages:
         wait_for_everyone()
 
 
-def publish(stages: Stages, output: Path) -> Result:
+def publish(students: Students, output: Path) -> Result:
     """Compares the students, measures latency, and gives the result its name."""
-    work, recipe, config = stages.work, stages.recipe, stages.teacher.model.config
+    work, recipe, config = students.work, students.recipe, students.teacher.model.config
     student = replace(load(str(work / CONVERTED)), name=recipe.model)
-    reports = {name: read_report(str(work / name)) for name in students_of(recipe, config)}
+    reports = {name: read_report(str(work / name)) for name in planned_students(recipe, config)}
     wait_for_everyone()  # all have read what the first will delete
     report = {**reports[CONVERTED], "table": table_of(reports)}
     if is_main_process():
-        report["latency"] = benchmark(student.model, stages.teacher.model, others=False).to_dict()
+        report["latency"] = benchmark(student.model, students.teacher.model, others=False).to_dict()
         save(student, output, recipe, report)
     return finish(recipe, output, work)
 

@@ -347,7 +347,7 @@ def test_controls_are_what_they_are_called() -> None:
     asked = Recipe(
         "m", task="sst2", tree=TreeShape(2, 3), controls=("removed", "narrow", "random", "neurons")
     )
-    made = pipeline_module.students_of(asked, tiny_config())
+    made = pipeline_module.planned_students(asked, tiny_config())
     tree = TreeShape(2, 3, linear=False)  # as wide a leaf has, in so narrow a model
     assert made == {
         "converted": (tree, "inputs"),
