@@ -54,6 +54,9 @@ LABELS = (
 )
 """Column names that are taken for text and labels where none are given, the first that is there."""
 
+WITHOUT_LABELS: tuple[Kind, ...] = ("masked", "embedding")
+"""The kinds of head that no labels are needed for."""
+
 MOST_NAMES = 8  # of classes, in one line about them
 
 
@@ -93,20 +96,20 @@ def task_of(source: Source, rows: Dataset, config: PreTrainedConfig | None, labe
         entities = kind == "tokens" and any(each.startswith("B-") for each in labels)
         metrics = ("entity_f1", "accuracy") if entities else METRICS[kind]
         task = Task(name, columns, labels, metrics, kind=kind, label=label)
-    say_what_was_chosen(task, rows, labelled and kind not in ("masked", "embedding"))
+    say_what_was_chosen(task, rows, labelled and kind not in WITHOUT_LABELS)
     return task
 
 
 def unlabelled(name: str, columns: tuple[str, ...], config: PreTrainedConfig | None) -> Task:
     """A task of text alone, where the teacher is the judge."""
     kind = kind_of(config) if config is not None else "embedding"
-    metrics = METRICS[kind] if kind in ("masked", "embedding") else AGREEMENT
+    metrics = METRICS[kind] if kind in WITHOUT_LABELS else AGREEMENT
     return Task(name, columns, metrics=metrics, kind=kind, label=None)
 
 
 def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | None:
     """The column that holds the labels: the one named, or the first with a usual name that suits the head."""
-    if kind in ("masked", "embedding"):
+    if kind in WITHOUT_LABELS:
         if source.label is not None:
             raise UserError(
                 f"the model's head needs no labels ({kind}); leave out --label-column {source.label}"

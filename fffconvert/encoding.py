@@ -17,14 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from fffconvert.display import say, track
 from fffconvert.errors import UserError
-from fffconvert.heads import Kind
 from fffconvert.labels import IGNORED, coder, is_ignored, labels_in
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.tasks import Task
 from fffconvert.text import Text, say_if_cut
-
-ALONE: tuple[Kind, ...] = ("embedding", "similarity")
-"""The kinds of task whose texts are read one by one, whatever stands beside them in a row."""
 
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 
@@ -36,7 +32,7 @@ Columns = dict[str, list[Any]]
 def texts_of(task: Task, rows: Dataset) -> list[Text]:
     """The texts, or pairs of texts, of checked rows; words are joined by spaces. An encoder reads each alone."""
     columns = [[_joined(task, value) for value in rows[name]] for name in task.columns]
-    if len(columns) == 1 or task.kind in ALONE:
+    if len(columns) == 1 or task.is_embedded:
         return [text for column in columns for text in column]
     return [*zip(*columns, strict=True)]
 
@@ -65,7 +61,7 @@ def _joined(task: Task, value: str | list[str]) -> str:
     """A text as it is, after its prompt if it is read alone; words with one space between."""
     if isinstance(value, list) or task.kind == "tokens":
         return " ".join(_split(value))
-    return task.prompt + value if task.kind in ALONE else value
+    return task.prompt + value if task.is_embedded else value
 
 
 def tokenized(
@@ -85,7 +81,7 @@ def tokenized(
             not say where in a text its tokens stand, or pads before them, and a task that has to know.
     """
     check_tokenizer(task, tokenizer)
-    if task.kind in ALONE and len(task.columns) > 1:  # all first texts, then all second ones
+    if task.is_embedded and len(task.columns) > 1:  # all first texts, then all second ones
         sides = [replace(task, columns=(column,)) for column in task.columns]
         return concatenate_datasets([tokenized(s, rows, tokenizer, max_length, seed) for s in sides])
 

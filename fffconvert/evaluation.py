@@ -70,7 +70,7 @@ class Judge:
 
     def outputs_of(self, model: PreTrainedModel) -> Outputs:
         """A model's answers on every split; for an encoder embeddings `(n_rows, d_model)`."""
-        if self.task.kind in ("embedding", "similarity"):
+        if self.task.is_embedded:
             return {
                 split: embed(model, self.tokenizer, self.pooling, rows, split)
                 for split, rows in self.validations.items()
@@ -168,7 +168,7 @@ def truth(task: Task, rows: Dataset) -> Answers:
     """What is right in each row, as `fffconvert.metrics` takes it."""
     if task.kind == "question":
         return np.stack([rows["start_positions"], rows["end_positions"]], axis=1)
-    if task.kind in ("tokens", "masked"):
+    if task.is_per_token:
         return [label[label != IGNORED] for label in map(np.asarray, rows["labels"])]
     labels = np.asarray(rows["labels"])
     return labels[: len(labels) // 2] if task.kind == "similarity" else labels

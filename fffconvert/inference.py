@@ -45,7 +45,7 @@ def predict(
     """A model's answers on every row (see `fffconvert.metrics`), in the rows' order."""
     pick = {"tokens": tags, "question": spans, "masked": words}.get(task.kind, logits)
     found = forward_all(model, tokenizer, rows, f"Evaluating on {split}", pick)
-    if task.kind not in ("tokens", "masked"):
+    if not task.is_per_token:
         return np.stack(found)
     labels = map(np.asarray, rows["labels"])
     return [answer[: len(label)][label != IGNORED] for answer, label in zip(found, labels, strict=True)]

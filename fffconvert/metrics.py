@@ -78,7 +78,7 @@ def correlation(statistic: Any, a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def _truth(task: Task, labels: Answers) -> NDArray[Any]:
-    return np.concatenate(labels) if task.kind in ("tokens", "masked") else np.asarray(labels)
+    return np.concatenate(labels) if task.is_per_token else np.asarray(labels)
 
 
 def _on_decisions(metric: Any, **options: Any) -> Any:

@@ -58,6 +58,16 @@ class Task:
         return self.kind in ("regression", "similarity")
 
     @property
+    def is_per_token(self) -> bool:
+        """Whether an answer has a part for each token that counts, not one for the row."""
+        return self.kind in ("tokens", "masked")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether embeddings are judged: of each text by itself, whatever stands beside it in a row."""
+        return self.kind in ("embedding", "similarity")
+
+    @property
     def n_outputs(self) -> int:
         """Numbers that a head for this task gives, for each row or each token."""
         return len(self.labels) or (2 if self.kind == "question" else 1)
