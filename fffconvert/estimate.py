@@ -136,10 +136,9 @@ def estimate(
 
 def count_parameters(model: PreTrainedModel) -> int:
     """Numbers that `model.safetensors` would hold: parameters that are shared count once."""
-    parameters = {id(tensor): tensor for _, tensor in model.named_parameters()}
     names = dict(model.named_parameters(remove_duplicate=False))
     buffers = [tensor for name, tensor in model.state_dict().items() if name not in names]
-    return sum(tensor.numel() for tensor in [*parameters.values(), *buffers])
+    return sum(tensor.numel() for tensor in [*model.parameters(), *buffers])
 
 
 def times(
@@ -148,9 +147,12 @@ def times(
     ffn: DenseFFN,
     made: Sequence[tuple[TreeShape, Init]],
     workload: Workload,
-    n_uses: int,
+    n_fits: int,
 ) -> dict[str, float]:
-    """Seconds by stage (see `Estimate`), of a student for each of `made`; they read and learn as `student` does."""
+    """Seconds by stage (see `Estimate`), of a student for each of `made`; they read and learn as `student` does.
+
+    Each has `n_fits` layers to fit.
+    """
     ids = random_ids(dense, BATCH, min(LENGTH, longest_text(dense.config)))
     n_tokens = ids.numel()
 
@@ -172,7 +174,7 @@ def times(
     followed = seconds_of(partial(read, student)) / n_tokens * workload.calibration_tokens * len(made)
     found = {
         "calibration": reading * workload.calibration_tokens * len(made) + learning * differentiated,
-        "trees": fitted * n_uses + followed,
+        "trees": fitted * n_fits + followed,
     }
     if workload.finetune_tokens:
         found["fine-tuning"] = learning * workload.finetune_tokens

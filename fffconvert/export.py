@@ -62,7 +62,7 @@ def export_onnx(model: PreTrainedModel, file: Path | str, inputs: Sequence[str] 
                 examples,
                 file,
                 input_names=names,
-                output_names=exported.output_names(examples),
+                output_names=list(exported.outputs(examples)),
                 dynamic_shapes=(tuple(axes for _ in names),),
                 external_data=size >= LARGEST_FILE,
                 dynamo=True,
@@ -109,13 +109,12 @@ class _Exported(nn.Module):
         self.input_names = [n for n in inputs if n in known and (n != "token_type_ids" or kinds > 1)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)), return_dict=True)
-        return tuple(value for value in outputs.values() if isinstance(value, Tensor))
+        return tuple(self.outputs(inputs).values())
 
-    def output_names(self, inputs: tuple[Tensor, ...]) -> list[str]:
-        """The names of what `forward` gives."""
-        outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)), return_dict=True)
-        return [name for name, value in outputs.items() if isinstance(value, Tensor)]
+    def outputs(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What the graph gives, by name."""
+        found = self.model(**dict(zip(self.input_names, inputs, strict=True)), return_dict=True)
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 class _ExportedFFF(nn.Module):
