@@ -13,13 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from fffconvert.columns import task_of
 from fffconvert.encoding import check_rows, check_texts, texts_of, tokenized
 from fffconvert.errors import UserError
+from fffconvert.files import read_lines
 from fffconvert.heads import as_saved, check_judgeable, kind_of
 from fffconvert.recipe import MAX_LENGTH, DataSource, check_seed, check_whole
 from fffconvert.sources import (
     Source,
     load_source,
     name_of,
-    read_lines,
     several_splits,
     train_split,
     validation_splits,

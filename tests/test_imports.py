@@ -18,9 +18,9 @@ PACKAGE = Path(fffconvert.__file__).parent
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
 batch clock errors display machine modes python_docs remote
-folders heads loader sentence tree
+files folders heads loader sentence tree
 cluster kernels loss projection recipe tasks
-accelerator dense fff labels metrics options
+accelerator dense fff glue labels metrics options
 families fit int8 resumption
 activations modeling text
 encoding export sensitivity training
@@ -43,7 +43,7 @@ HOME_OF = {
     "rich": {"display"},
     "accelerate": {"accelerator", "loader", "resumption", "training"},
     "yaml": {"recipe"},
-    "pandas": {"sources"},
+    "pandas": {"files"},
     "sklearn": {"cluster", "metrics"},
 }
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 import fffconvert.sources
 from fffconvert.data import read_data
 from fffconvert.errors import UserError
+from fffconvert.files import read_lines
 from fffconvert.recipe import DataSource
-from fffconvert.sources import load_source, name_of, read_lines, source_of
+from fffconvert.sources import load_source, name_of, source_of
 from fffconvert.tasks import TASKS
 
 
