@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,10 +111,11 @@ def quiet_libraries() -> None:
     """Keeps the progress bars and loading reports of `transformers` and `datasets` off the screen."""
     import datasets
     import huggingface_hub
-    from transformers.utils import logging
+    import transformers
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # of weights that are tied, at every checkpoint
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come as exceptions too
     huggingface_hub.logging.set_verbosity_error()

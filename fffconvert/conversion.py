@@ -28,7 +28,7 @@ from fffconvert.modeling import (
     refuse_inference,
 )
 from fffconvert.modes import pytorch_defaults
-from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_init, check_seed
+from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_init, check_seed, check_whole
 from fffconvert.text import Text
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
@@ -99,6 +99,7 @@ def convert(
     refuse_converted(model.config)
     refuse_own_class(type(model))
     refuse_inference(model)
+    check_whole("calibration_tokens", calibration_tokens, 1)
     check_tree(tree, init, calibration_tokens)
     check_seed(seed)
     half = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16)

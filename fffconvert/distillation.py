@@ -19,6 +19,8 @@ from fffconvert.errors import UserError
 from fffconvert.families import PREFIX, family_of, ffn_inputs_of
 from fffconvert.fff import FFF
 from fffconvert.heads import as_saved, check_judgeable, class_name, labels_of, reordered
+from fffconvert.labels import IGNORED
+from fffconvert.loader import labels_tokens
 from fffconvert.loss import distillation_loss
 from fffconvert.modeling import is_int8, refuse_converted, refuse_dense
 from fffconvert.modes import evaluating, moved
@@ -44,7 +46,8 @@ def finetune(
     Args:
         model: A model whose forward computes a loss from `labels`.
         tokenizer: Pads the rows.
-        rows: Tokenized rows with `labels` and `length` (see `fffconvert.encoding.tokenized`).
+        rows: Tokenized rows with `labels` and `length` (see `fffconvert.encoding.tokenized`). Of rows with a label
+            for each token those are left out in which none counts.
         settings: Epochs, learning rate and so on.
         seed: Decides the order of the rows and dropout.
         checkpoints: Folder for checkpoints; the newest in it is resumed. Delete it when the model is saved.
@@ -58,6 +61,10 @@ def finetune(
         raise UserError(
             "the rows have no labels; expected a column `labels`, or `start_positions` and `end_positions`"
         )
+
+    if labels_tokens(rows):  # a batch of rows without one that counts has no loss
+        counted = [number for number, labels in enumerate(rows["labels"]) if {*labels} - {IGNORED}]
+        rows = rows.select(counted)
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         value: Tensor = wrapped(**batch, return_dict=True).loss

@@ -25,6 +25,7 @@ from fffconvert.families import chooses_among_texts
 from fffconvert.fff import FFF
 from fffconvert.kernels import FFFWeights, reference
 from fffconvert.modeling import is_int8
+from fffconvert.modes import undivided
 
 BLOCK = 8  # tokens
 FEW_TOKENS = 256  # up to so many, a block is one token
@@ -55,7 +56,7 @@ def export_onnx(model: PreTrainedModel, file: Path | str, inputs: Sequence[str] 
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     size = sum(t.nbytes for t in exported.state_dict().values())
     try:
-        with warnings.catch_warnings(), quiet_logging(), torch.no_grad():
+        with warnings.catch_warnings(), quiet_logging(), undivided(exported), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 exported,

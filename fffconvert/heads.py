@@ -73,7 +73,8 @@ def class_name(model: PreTrainedModel) -> str:
 
 def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:
     """The names of a saved model's outputs, in order."""
-    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    numbered = {int(number): str(name) for number, name in (config.id2label or {}).items()}  # JSON has texts
+    return tuple(name for _, name in sorted(numbered.items()))
 
 
 def names_labels(config: PreTrainedConfig) -> bool:

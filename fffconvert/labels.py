@@ -48,9 +48,11 @@ def number_in(task: Task, value: Any) -> float:
 def class_coder(task: Task, rows: Dataset) -> Callable[[Any], int]:
     """What turns a class into its number.
 
-    It may be given by its name, whatever its case, or by its number; by numbers where no label is a name.
+    It may be given by its name, whatever its case where that tells no labels apart, or by its number; by numbers where
+    no label is a name.
     """
-    numbers = {name.lower(): number for number, name in enumerate(task.labels)}
+    key = str.lower if len({name.lower() for name in task.labels}) == len(task.labels) else str
+    numbers = {key(name): number for number, name in enumerate(task.labels)}
     names = (class_names(rows.features[task.label]) if task.label else None) or []
 
     def named(value: Any) -> Any:
@@ -61,11 +63,11 @@ def class_coder(task: Task, rows: Dataset) -> Callable[[Any], int]:
     given = rows[task.label] if task.label and numbers else ()
     labels = (value for row in given for value in labels_in(task.kind, row) if value is not None)
     by_name = all(name.isdecimal() for name in numbers) or not numbers.keys().isdisjoint(
-        {str(named(value)).lower() for value in labels}
+        {key(str(named(value))) for value in labels}
     )
 
     def one(value: Any) -> int:
-        known = numbers.get(str(named(value)).lower()) if value is not None else None
+        known = numbers.get(key(str(named(value)))) if value is not None else None
         if known is not None:
             return known
         digits = str(whole(value))

@@ -57,15 +57,19 @@ class EpochSampler(Sampler[int]):
 
 def loader_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batches: BatchSampler) -> DataLoader[Batch]:
     """Padded batches of tokenized rows; labels of tokens, which are whole numbers in a list, are padded too."""
-    labels = rows.features.get("labels")
-    per_token = isinstance(labels, List) and "int" in labels.feature.dtype
-    collate = DataCollatorForTokenClassification if per_token else DataCollatorWithPadding
+    collate = DataCollatorForTokenClassification if labels_tokens(rows) else DataCollatorWithPadding
     return DataLoader(
         rows.remove_columns("length"),
         batch_sampler=batches,
         collate_fn=collate(tokenizer),
         generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from dropout's
     )
+
+
+def labels_tokens(rows: Dataset) -> bool:
+    """Whether rows have a label for each token."""
+    labels = rows.features.get("labels")
+    return isinstance(labels, List) and "int" in labels.feature.dtype
 
 
 def shared_batch_size(asked: int, n_rows: int, n_processes: int) -> int:

@@ -6,6 +6,7 @@ import types
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from math import inf
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -29,6 +30,13 @@ def check_whole(name: str, value: Any, least: int) -> None:
     """Raises a `UserError` for what is no whole number, or too small a one."""
     if type(value) is not int or value < least:
         raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
+def number(name: str, value: Any) -> float:
+    """A number, NumPy's too, as YAML can hold it. Raises a `UserError` for anything else."""
+    if not isinstance(value, Real):
+        raise UserError(f"{name} is {value!r}; expected a number")
+    return float(value)
 
 
 def check_init(init: Any) -> None:
@@ -68,8 +76,7 @@ class Training:
         for name in ("epochs", "batch_size", "gradient_accumulation", "checkpoint_every"):
             check_whole(name, getattr(self, name), 1)
         for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm"):
-            if not isinstance(getattr(self, name), int | float):
-                raise UserError(f"{name} is {getattr(self, name)!r}; expected a number")
+            object.__setattr__(self, name, number(name, getattr(self, name)))
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
@@ -184,8 +191,10 @@ class Recipe:
             raise UserError(f"controls are {self.controls!r}; expected a tuple of some of {', '.join(known)}")
         if len(set(self.controls)) < len(self.controls):
             raise UserError(f"controls are {', '.join(self.controls)}; expected each once")
-        if self.min_retention is not None and not 0 < self.min_retention <= 1:
-            raise UserError(f"min_retention is {self.min_retention}; expected a share such as 0.98")
+        if self.min_retention is not None:
+            object.__setattr__(self, "min_retention", number("min_retention", self.min_retention))
+            if not 0 < self.min_retention <= 1:
+                raise UserError(f"min_retention is {self.min_retention}; expected a share such as 0.98")
         check_seed(self.seed)
 
     def to_yaml(self) -> str:

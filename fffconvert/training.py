@@ -98,6 +98,7 @@ def train(
     accelerator = make_accelerator(log_with, run_name)
     batch_size = shared_batch_size(settings.batch_size, len(rows), accelerator.num_processes)
     model.float()
+    model.zero_grad()  # of whatever was done with it before
     set_seed(seed, device_specific=True)
     sampler = EpochSampler(list(rows["length"]), batch_size, seed)
     batches = BatchSampler(sampler, batch_size, drop_last=True)

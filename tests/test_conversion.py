@@ -189,6 +189,15 @@ def test_what_wraps_a_model_is_refused_before_anything_is_read(
         convert(torch.compile(classifier), tokenizer, texts())
 
 
+def test_half_a_token_is_refused(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(
+        UserError, match=r"calibration_tokens is 300.0; expected a whole number of at least 1"
+    ):
+        convert(classifier, tokenizer, sentences(60), TREE, calibration_tokens=3e2)  # type: ignore[arg-type]
+
+
 def test_a_converted_model_names_its_own_class(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -34,6 +34,22 @@ def test_labels_of_a_model_that_is_there(tmp_path: Path, tokenizer: PreTrainedTo
             encoded_labels(tmp_path, tokenizer, config, wrong)
 
 
+def test_the_numbers_of_labels_may_be_text_as_json_has_them(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    names = [f"c{number}" for number in range(12)]
+    config = config_for("classification")
+    config.id2label = {str(number): name for number, name in enumerate(names)}
+    assert encoded_labels(tmp_path, tokenizer, config, names) == [*range(12)]
+
+
+def test_labels_that_differ_in_case_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = config_for("classification", id2label={0: "us", 1: "US", 2: "x"})
+    assert encoded_labels(tmp_path, tokenizer, config, ["us", "US", "x"]) == [0, 1, 2]
+    with pytest.raises(UserError, match="'X' in column 'label' is no label"):
+        encoded_labels(tmp_path, tokenizer, config, ["us", "X"])
+
+
 def test_numbers_that_are_names(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     stars = config_for("classification", id2label={i: str(i + 1) for i in range(5)})
     assert encoded_labels(tmp_path, tokenizer, stars, [1, 5, 3]) == [0, 4, 2]

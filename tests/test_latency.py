@@ -192,7 +192,7 @@ def test_a_head_that_chooses_among_texts_is_timed(tokenizer, texts, quick_latenc
 def test_lengths_are_cut_to_what_the_model_reads(capsys):
     assert latency.readable([(1, 16), (1, 128), (1, 500), (2, 128)], 64) == [(1, 16), (1, 64), (2, 64)]
     assert "Texts are timed at 64 tokens" in capsys.readouterr().err
-    assert latency.readable([(1, 16)], 64) == [(1, 16)]
+    assert latency.readable([[1, 16]], 64) == [(1, 16)]  # as JSON has it
     assert not capsys.readouterr().err
 
 

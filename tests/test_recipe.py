@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -109,8 +110,9 @@ def test_a_whole_number_serves_where_a_number_is_asked_for(load) -> None:
             "m", task="cola", finetune=FINETUNE, tree=TreeShape(2, 0, trunk=1, emitting=True, linear=True)
         ),
         Recipe("yes: 'no' # \n…", task="rte", distill=Training(learning_rate=1e-9, epochs=12)),
+        Recipe("m", "rte", min_retention=np.float32(0.5), distill=Training(learning_rate=np.float64(1e-3))),
     ],
-    ids=["defaults", "text", "tree", "awkward_text"],
+    ids=["defaults", "text", "tree", "awkward_text", "numpy"],
 )
 def test_yaml_and_back(recipe: Recipe, load) -> None:
     assert load(recipe.to_yaml()) == recipe

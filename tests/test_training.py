@@ -20,7 +20,7 @@ import pytest
 import torch
 from accelerate import Accelerator, tracking
 from accelerate.tracking import GeneralTracker
-from conftest import sentences
+from conftest import sentences, tiny_model
 from datasets import Dataset
 from processes import finish, in_processes, start, wait_until
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ from fffconvert.evaluation import evaluate
 from fffconvert.loader import EpochSampler
 from fffconvert.recipe import Training
 from fffconvert.resumption import checkpoints_in, delete_checkpoints
-from fffconvert.tasks import TASKS
+from fffconvert.tasks import TASKS, Task
 from fffconvert.training import parameter_groups, train
 from fffconvert.tree import TreeShape
 
@@ -252,6 +252,35 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_in_a_checkpoint
         )
     assert [path.name for path in (tmp_path / "c").glob("step-*")] == ["step-1"]
     assert all(parameter.isfinite().all() for parameter in classifier.parameters())
+
+
+def test_gradients_from_before_do_not_count(
+    classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Such as those of a run that diverged."""
+    other, rows = deepcopy(classifier), rows_for(tokenizer, 16)
+    for parameter in classifier.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    for model in (classifier, other):
+        finetune(model, tokenizer, rows, SETTINGS)
+    assert_same_weights(classifier.state_dict(), other.state_dict())
+
+
+def test_rows_without_a_label_that_counts_are_left_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Rows of like length share a batch, and one of empty rows alone has no loss."""
+    words = [text.split() if number % 3 else [] for number, text in enumerate(sentences(96))]
+    tags = [[int(word == "good") for word in row] for row in words]
+    task = Task("own", ("tokens",), ("O", "X"), kind="tokens", label="tags")
+    rows = tokenized(task, Dataset.from_dict({"tokens": words, "tags": tags}), tokenizer)
+    some = rows.select([number for number in range(96) if number % 3])
+    ends = []
+    for given in (rows, some):
+        model = tiny_model("bert", "AutoModelForTokenClassification", num_labels=2)
+        finetune(model, tokenizer, given, SETTINGS)
+        ends.append(model.state_dict())
+    assert_same_weights(*ends)
+    with pytest.raises(UserError, match="there are no rows to train on"):
+        finetune(model, tokenizer, rows.select([0, 3]), SETTINGS)
 
 
 def test_a_model_that_is_frozen_is_refused(
