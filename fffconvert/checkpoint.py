@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -27,10 +25,11 @@ from fffconvert.families import family_of, longest_text
 from fffconvert.folders import new_folder
 from fffconvert.heads import HEAD_BY_KIND, Kind, as_saved, kind_of, labels_of, names_labels, reordered
 from fffconvert.recipe import Recipe
+from fffconvert.report import write_report
 from fffconvert.sentence import SentenceModules, pools, read_modules
 from fffconvert.tasks import Task
 
-RECIPE, REPORT = "recipe.yaml", "report.json"  # how a model was made, and what was measured then
+RECIPE = "recipe.yaml"  # how a model was made
 FARTHEST = 2  # levels of folders that a mistyped name is looked for below the first that is there
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
@@ -336,8 +335,7 @@ def save(
         if recipe is not None:
             (beside / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         if report is not None:
-            report = {**report, "versions": versions()}
-            (beside / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_report(beside, report)
         converted = modeling.is_converted(loaded.model.config)
         if converted:
             card = model_card(
@@ -352,24 +350,3 @@ def save(
         else:
             card = dense_card(title or folder.name, loaded.name)
         (beside / "README.md").write_text(str(card), encoding="utf-8")
-
-
-def read_report(folder: str) -> dict[str, Any]:
-    """What was measured when a folder was made; nothing where it holds no report.
-
-    Raises:
-        UserError: For a report that is not JSON.
-    """
-    file = Path(folder) / REPORT
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is not what fffconvert wrote there ({first_line(error)})") from error
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide a result."""
-    packages = ("fffconvert", "torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
-    return {package: metadata.version(package) for package in packages}

@@ -192,9 +192,10 @@ def run(
     named = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
     recipe = load_recipe(recipe_file, (*overrides, *named))
     quiet_libraries()
-    from fffconvert import checkpoint, pipeline, workspace
+    from fffconvert import pipeline, workspace
     from fffconvert.accelerator import check_tracker
     from fffconvert.dry_run import estimate_run
+    from fffconvert.report import REPORT
     from fffconvert.scores import require_retention
 
     if dry_run:
@@ -215,7 +216,7 @@ def run(
         + (f", its teacher in {result.teacher}" if result.teacher else "")
     )
     retention = result.report["scores"]["retention"]
-    require_retention(retention, recipe.min_retention, result.output / checkpoint.REPORT)
+    require_retention(retention, recipe.min_retention, result.output / REPORT)
 
 
 @main.command(short_help="Make a teacher: fine-tune a dense model.")
@@ -429,7 +430,7 @@ def distill(
     quiet_libraries()
     from fffconvert import checkpoint, distillation, folders
     from fffconvert.data import read_data
-    from fffconvert.inspection import fits_of
+    from fffconvert.report import fits_of
     from fffconvert.sources import source_of
     from fffconvert.text import check_same_tokenizer
 
@@ -609,7 +610,7 @@ def quantize(model: str, output: Path, json_file: Path | None) -> None:
     """
     quiet_libraries()
     from fffconvert import checkpoint, folders
-    from fffconvert.inspection import fits_of
+    from fffconvert.report import fits_of
 
     folders.refuse_existing(output)
     layers = fits_of(model)  # read before the work, should it be no JSON

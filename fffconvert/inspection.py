@@ -5,18 +5,16 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fffconvert import kernels
-from fffconvert.checkpoint import REPORT, load_config, read_report, versions
-from fffconvert.conversion import LayerFit
-from fffconvert.errors import UserError
+from fffconvert.checkpoint import load_config
 from fffconvert.families import count_ffns, family_of
 from fffconvert.machine import processor_name
 from fffconvert.modeling import dense_neurons, is_converted, is_int8, shape_of
+from fffconvert.report import fits_of, versions
 from fffconvert.tree import TreeShape
 
 OPTIONAL = ("onnxruntime", "sentence-transformers", "triton")
@@ -88,23 +86,6 @@ def info(name: str) -> Info:
         dense_ffn_parameters=dense.n_parameters(d_model),
         layers=fits_of(name),
     )
-
-
-def fits_of(name: str) -> list[dict[str, Any]]:
-    """The fit of each layer as the report in a folder has it; none where it holds no report.
-
-    Raises:
-        UserError: For a report that says something else.
-    """
-    layers = read_report(name).get("layers", [])
-    try:
-        for layer in layers:
-            LayerFit(**{key: float(value) for key, value in layer.items()})  # type: ignore[arg-type]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{Path(name) / REPORT}: `layers` is not what fffconvert wrote there ({error})"
-        ) from error
-    return list(layers)
 
 
 def version_of(package: str) -> str:

@@ -24,7 +24,6 @@ from fffconvert.checkpoint import (
     load_config,
     load_for_task,
     load_tokenizer,
-    read_report,
     save,
 )
 from fffconvert.comparison import table_of
@@ -38,6 +37,7 @@ from fffconvert.folders import locked, write_whole
 from fffconvert.latency import benchmark
 from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import Init, Recipe
+from fffconvert.report import read_report
 from fffconvert.resumption import delete_checkpoints, digest_of_rows, digest_of_weights, refuse_another
 from fffconvert.sentence import read_modules
 from fffconvert.sources import source_of

@@ -21,6 +21,7 @@ from fffconvert.conversion import convert
 from fffconvert.errors import NotWritten
 from fffconvert.families import FAMILIES
 from fffconvert.modeling import config_class, config_with, model_class
+from fffconvert.report import read_report
 from fffconvert.tree import TreeShape
 
 SHAPE = TreeShape(depth=2, leaf_width=2)
@@ -222,13 +223,13 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(classifier, fold
 
 
 def test_a_report_that_is_none(tmp_path):
-    assert checkpoint.read_report(str(tmp_path)) == {}
+    assert read_report(str(tmp_path)) == {}
     for text in ("{", "3", "[1]"):
         (tmp_path / "report.json").write_text(text)
         with pytest.raises(UserError, match="not what fffconvert wrote there"):
-            checkpoint.read_report(str(tmp_path))
+            read_report(str(tmp_path))
     (tmp_path / "report.json").write_text(json.dumps({"layers": []}))
-    assert checkpoint.read_report(str(tmp_path)) == {"layers": []}
+    assert read_report(str(tmp_path)) == {"layers": []}
 
 
 def test_a_mistyped_path_is_looked_for_nearby_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

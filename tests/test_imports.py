@@ -26,8 +26,9 @@ activations modeling text
 encoding export sensitivity training
 calibration onnx_runtime
 card conversion distillation estimate quantization registration
-checkpoint inference scores sources twins
-columns evaluation hub inspection latency workspace
+inference report scores sources twins
+checkpoint columns evaluation latency
+hub inspection workspace
 comparison data tables
 pipeline
 dry_run
