@@ -319,6 +319,10 @@ def save(
         NotWritten: For weights that cannot be written, as to a full disk.
         OSError: For any other file that cannot.
     """
+    if not isinstance(loaded, Loaded):
+        raise UserError(
+            f"{type(loaded).__name__} is nothing to save; expected what `load` gives, or `replace(loaded, model=model)`"
+        )
     if not is_main_process():
         return
     folder = Path(folder)

@@ -228,7 +228,13 @@ def distinct(kind: Kind, column: Iterable[Any]) -> list[str]:
             raise UserError(f"{reprlib.repr(label)} is no label; expected a name or a number")
         if kind != "tokens" or not is_ignored(label):
             found.add(label)
-    return [str(label) for label in sorted(found, key=lambda label: (isinstance(label, str), label))]
+    return [str(label) for label in sorted(found, key=numbers_first)]
+
+
+def numbers_first(label: Any) -> tuple[bool, Any]:
+    """By which labels are sorted: numbers, written as text too, by size, and then what is no number."""
+    named = isinstance(label, str) and not label.isdecimal()
+    return named, label if named else float(label)
 
 
 def say_what_was_chosen(task: Task, rows: Dataset, labelled: bool) -> None:

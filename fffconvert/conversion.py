@@ -26,6 +26,7 @@ from fffconvert.modeling import (
     model_class,
     refuse_converted,
     refuse_inference,
+    refuse_no_model,
 )
 from fffconvert.modes import pytorch_defaults
 from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_init, check_seed, check_whole
@@ -96,6 +97,7 @@ def convert(
         UserError: For a model that cannot be converted, no text, a shape that the model cannot fill, or a seed out
             of range.
     """
+    refuse_no_model(model)
     refuse_converted(model.config)
     refuse_own_class(type(model))
     refuse_inference(model)

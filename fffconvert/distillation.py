@@ -20,9 +20,9 @@ from fffconvert.families import PREFIX, family_of, ffn_inputs_of
 from fffconvert.fff import FFF
 from fffconvert.heads import as_saved, check_judgeable, class_name, labels_of, reordered
 from fffconvert.labels import IGNORED
-from fffconvert.loader import labels_tokens
+from fffconvert.loader import check_tokenized, labels_tokens
 from fffconvert.loss import distillation_loss
-from fffconvert.modeling import is_int8, refuse_converted, refuse_dense
+from fffconvert.modeling import is_int8, refuse_converted, refuse_dense, refuse_no_model
 from fffconvert.modes import evaluating, moved
 from fffconvert.recipe import DISTILL, FINETUNE, Training
 from fffconvert.training import Loss, train
@@ -57,13 +57,17 @@ def finetune(
         UserError: For rows without labels.
         UserError, NotWritten: As `fffconvert.training.train` does.
     """
+    refuse_no_model(model)
+    check_tokenized(rows)
     if not set(TRUTH) & set(rows.column_names):
         raise UserError(
             "the rows have no labels; expected a column `labels`, or `start_positions` and `end_positions`"
         )
 
     if labels_tokens(rows):  # a batch of rows without one that counts has no loss
-        counted = [number for number, labels in enumerate(rows["labels"]) if {*labels} - {IGNORED}]
+        counted = [
+            number for number, labels in enumerate(rows.with_format(None)["labels"]) if {*labels} - {IGNORED}
+        ]
         rows = rows.select(counted)
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -139,6 +143,8 @@ def distill(
 
 def check_distillable(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raises a `UserError` for a student that cannot be trained, or a teacher that is not dense or not its own."""
+    for model in (student, teacher):
+        refuse_no_model(model)
     refuse_dense(student.config)
     refuse_converted(teacher.config)
     check_judgeable(as_saved(student), "the student")

@@ -16,7 +16,9 @@ from fffconvert.errors import UserError
 from fffconvert.heads import HEAD_BY_KIND, class_name
 from fffconvert.inference import embed, hidden_error, predict
 from fffconvert.labels import IGNORED
+from fffconvert.loader import check_tokenized
 from fffconvert.metrics import Answers
+from fffconvert.modeling import refuse_no_model
 from fffconvert.scores import (
     Outputs,
     Scores,
@@ -114,6 +116,8 @@ def check_rows(task: Task, validations: dict[str, Dataset], teacher: PreTrainedM
             f"task is {reprlib.repr(task)} and validations {reprlib.repr(validations)}; expected a Task, and "
             "tokenized rows by split, as read_data gives them"
         )
+    for rows in validations.values():
+        check_tokenized(rows)
     if teacher is None and not task.is_labelled:
         raise UserError(
             f"{task.name} has no labels, so a model is judged by how close it is to its teacher: "
@@ -125,6 +129,7 @@ def check_rows(task: Task, validations: dict[str, Dataset], teacher: PreTrainedM
 
 def check_heads(task: Task, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
     """Raises a `UserError` for a model whose head is not the task's, or a teacher that it cannot be compared with."""
+    refuse_no_model(model)
     head, ours = HEAD_BY_KIND.get(task.kind, ""), class_name(model)
     if not ours.endswith(head):
         raise UserError(f"{task.name} asks for a model {head} ({task.kind}); this one is a {ours}")

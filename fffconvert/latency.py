@@ -33,7 +33,7 @@ from fffconvert.families import (
 from fffconvert.fff import FFF
 from fffconvert.kernels import reference
 from fffconvert.machine import machine_name
-from fffconvert.modeling import refuse_dense
+from fffconvert.modeling import refuse_dense, refuse_no_model
 from fffconvert.modes import evaluating
 from fffconvert.twins import LIMIT, check_original, models_beside, untrained_twin
 
@@ -116,6 +116,7 @@ def benchmark(
     Raises:
         UserError: For a model that is not converted, or an original of another family or size.
     """
+    refuse_no_model(model)
     refuse_dense(model.config)
     family = family_of(model.config)
     dense = dense or untrained_twin(model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import skip_first_batches
@@ -64,6 +66,14 @@ def loader_of(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batches: BatchS
         collate_fn=collate(tokenizer),
         generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from dropout's
     )
+
+
+def check_tokenized(rows: Any) -> None:
+    """Raises a `UserError` for rows that no model can read."""
+    if not isinstance(rows, Dataset) or "length" not in rows.column_names:
+        raise UserError(
+            f"the rows are {reprlib.repr(rows)}; expected a Dataset of tokenized ones, such as `read_data(...).rows`"
+        )
 
 
 def labels_tokens(rows: Dataset) -> bool:

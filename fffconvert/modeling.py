@@ -52,6 +52,14 @@ def refuse_converted(config: PreTrainedConfig) -> None:
         raise UserError(f"{config.name_or_path or 'the model'} is converted already; expected a dense model")
 
 
+def refuse_no_model(model: Any) -> None:
+    """Raises a `UserError` for what is no model, such as the name of one, or what `load` gives."""
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        raise UserError(
+            f"{type(model).__name__} is no model of transformers; expected one, such as `load(name).model`"
+        )
+
+
 def refuse_inference(model: PreTrainedModel) -> None:
     """Raises a `UserError` for a model whose weights nothing can be differentiated by."""
     if any(parameter.is_inference() for parameter in model.parameters()):

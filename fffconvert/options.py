@@ -128,8 +128,6 @@ def data_options(command: Command) -> Command:
     ) -> Any:
         if data is None and (text_column or label_column or split or subset):
             raise UserError("--text-column, --label-column, --split and --subset go with --data")
-        if data == "":
-            raise UserError("--data is empty; expected a file, a folder, or the id of a dataset on the Hub")
         if len(label_column) > 1:
             raise UserError(
                 "--label-column is given more than once; expected one column, with all labels of a row"

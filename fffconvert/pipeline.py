@@ -31,6 +31,7 @@ from fffconvert.conversion import build, check_tree
 from fffconvert.data import Data, check_model, read_data
 from fffconvert.display import is_main_process, say
 from fffconvert.distillation import distill, finetune
+from fffconvert.errors import UserError
 from fffconvert.evaluation import Judge
 from fffconvert.families import family_of
 from fffconvert.folders import locked, write_whole
@@ -91,6 +92,8 @@ def run(
     Raises:
         UserError: For anything that is wrong with the recipe, its model, its data or the folders.
     """
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe is {recipe!r}; expected a Recipe, as load_recipe reads it from a file")
     output = Path(output)
     data_dir = None if data_dir is None else Path(data_dir)
     if log_with:

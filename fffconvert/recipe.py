@@ -118,6 +118,10 @@ class DataSource:
     def __post_init__(self) -> None:
         if isinstance(self.path, Path):
             object.__setattr__(self, "path", str(self.path))
+        if self.path == "":
+            raise UserError(
+                "data.path is empty; expected a file, a folder, or the id of a dataset on the Hub"
+            )
         if isinstance(self.text, str):  # whose letters would be taken for columns
             object.__setattr__(self, "text", (self.text,))
 
@@ -306,6 +310,8 @@ def _coerced(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (option for option in get_args(hint) if option is not type(None))
     if is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, where)
+    if hint == tuple[str, ...] and isinstance(value, str):
+        value = (value,)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_coerced(get_args(hint)[0], item, where) for item in value)
     if get_origin(hint) is Literal:

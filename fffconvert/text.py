@@ -27,6 +27,8 @@ def readable_length(
     Raises:
         UserError: For a length that holds no word, or a tokenizer that cannot pad.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"tokenizer is {tokenizer!r}; expected one of transformers")
     if tokenizer.pad_token is None:
         raise UserError("the tokenizer has no padding token; expected one: set `pad_token` and save it")
     least = tokenizer.num_special_tokens_to_add(pair=True) + 1

@@ -26,7 +26,7 @@ from fffconvert.batch import Batch
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
-from fffconvert.loader import EpochSampler, loader_of, shared_batch_size, steps_from
+from fffconvert.loader import EpochSampler, check_tokenized, loader_of, shared_batch_size, steps_from
 from fffconvert.modeling import refuse_inference
 from fffconvert.modes import own_forward, undivided
 from fffconvert.projection import onednn_on
@@ -92,6 +92,8 @@ def train(
         NotWritten: For a checkpoint that cannot be written.
     """
     refuse_inference(model)
+    check_tokenized(rows)
+    rows = rows.with_format(None)
     check_seed(seed)
     checkpoints = Path(checkpoints) if checkpoints is not None else None
     run_name = f"{checkpoints.resolve().parent.stem}-{checkpoints.stem}" if checkpoints else description

@@ -57,6 +57,17 @@ def test_numbers_that_are_names(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
     assert encoded_labels(tmp_path, tokenizer, None, [30, 4, 30]) == [1, 0, 1]  # a new head: 4, then 30
 
 
+def test_tags_numbered_in_text_are_in_the_order_of_their_numbers(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tags = " ".join(str(number) for number in range(12))
+    file = tmp_path / "own.csv"
+    file.write_text(f"words,ner_tags\n{'good ' * 12},{tags}\n", encoding="utf-8")
+    data = read_data(DataSource(str(file)), tokenizer, None)
+    assert data.task.labels == tuple(str(number) for number in range(12))
+    assert [label for label in data.rows["labels"][0] if label >= 0] == [*range(12)]
+
+
 def test_named_classes_are_matched_by_name(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:

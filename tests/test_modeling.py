@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from transformers.models.auto import modeling_auto
 
 import fffconvert
 from fffconvert import modeling
+from fffconvert.checkpoint import Loaded
 from fffconvert.conversion import convert, untrained_student
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, family_of
@@ -44,6 +46,7 @@ from fffconvert.modeling import (
     model_class,
     shape_of,
 )
+from fffconvert.tasks import Task
 from fffconvert.tree import TreeShape
 
 TREE = TreeShape(depth=2, leaf_width=3, linear=False)
@@ -209,6 +212,48 @@ def test_what_a_configuration_says(
     assert dense_neurons(student.config) == dense_neurons(classifier.config) == 32
     assert dense_class_of(type(student)) is BertForSequenceClassification
     assert model_class(BertForSequenceClassification) is type(student)
+
+
+@pytest.mark.parametrize("given", ["a-name", None, Loaded])
+def test_what_is_no_model_is_refused(
+    given: Any, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model: Any = Loaded("student", student, tokenizer) if given is Loaded else given
+    rows = tokenized_texts(sentences(4), tokenizer).add_column("labels", [0, 1] * 2)
+    task = Task("own", ("text",), ("bad", "good"))
+    asked: list[Callable[[], object]] = [
+        lambda: fffconvert.convert(model, tokenizer, sentences(4)),
+        lambda: fffconvert.finetune(model, tokenizer, rows),
+        lambda: fffconvert.distill(model, model, tokenizer, rows),
+        lambda: fffconvert.evaluate(model, tokenizer, task, {"own": rows}),
+        lambda: fffconvert.quantize(model),
+        lambda: fffconvert.benchmark(model),
+        lambda: fffconvert.export_onnx(model, tmp_path / "model.onnx"),
+    ]
+    for ask in asked:
+        with pytest.raises(
+            UserError, match=r"is no model of transformers; expected one, such as `load\(name"
+        ):
+            ask()
+    if given is not Loaded:
+        with pytest.raises(UserError, match="is nothing to save; expected what `load` gives"):
+            fffconvert.save(model, tmp_path / "out")
+
+
+def test_rows_that_no_model_reads_are_refused(
+    student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts: Any = Dataset.from_dict({"text": sentences(4), "labels": [0, 1] * 2})
+    dense, task = tiny_model("bert"), Task("own", ("text",), ("bad", "good"))
+    asked: list[Callable[[Any], object]] = [
+        lambda rows: fffconvert.finetune(dense, tokenizer, rows),
+        lambda rows: fffconvert.distill(student, dense, tokenizer, rows),
+        lambda rows: fffconvert.evaluate(dense, tokenizer, task, {"own": rows}),
+    ]
+    for rows in (texts, texts.to_iterable_dataset()):
+        for ask in asked:
+            with pytest.raises(UserError, match="expected a Dataset of tokenized ones, such as"):
+                ask(rows)
 
 
 def test_class_of_an_unknown_family_is_refused() -> None:

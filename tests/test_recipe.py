@@ -319,3 +319,12 @@ def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
     file.write_text("model: a\ntask: sst2\nseed: 1\nseed: 2\n")
     with pytest.raises(UserError, match=r"mine.yaml is not YAML: key 'seed' comes twice .*line 4"):
         load_recipe(file)
+
+
+def test_one_column_of_text_needs_no_list(load) -> None:
+    assert load({"model": "m", "data": {"path": "own.csv", "text": "review"}}).data.text == ("review",)
+
+
+def test_data_without_a_path_is_not_the_folder_here(load) -> None:
+    with pytest.raises(UserError, match=r"data.path is empty; expected a file, a folder, or the id"):
+        load({"model": "m", "data": {"path": ""}})

@@ -39,7 +39,7 @@ from fffconvert.errors import UserError
 from fffconvert.evaluation import evaluate
 from fffconvert.loader import EpochSampler
 from fffconvert.recipe import Training
-from fffconvert.resumption import checkpoints_in, delete_checkpoints
+from fffconvert.resumption import checkpoints_in, delete_checkpoints, digest_of_rows
 from fffconvert.tasks import TASKS, Task
 from fffconvert.training import parameter_groups, train
 from fffconvert.tree import TreeShape
@@ -274,11 +274,12 @@ def test_rows_without_a_label_that_counts_are_left_out(tokenizer: PreTrainedToke
     rows = tokenized(task, Dataset.from_dict({"tokens": words, "tags": tags}), tokenizer)
     some = rows.select([number for number in range(96) if number % 3])
     ends = []
-    for given in (rows, some):
+    for given in (rows, some, rows.with_format("torch")):
         model = tiny_model("bert", "AutoModelForTokenClassification", num_labels=2)
         finetune(model, tokenizer, given, SETTINGS)
         ends.append(model.state_dict())
-    assert_same_weights(*ends)
+    assert_same_weights(*ends[:2])
+    assert_same_weights(*ends[1:])
     with pytest.raises(UserError, match="there are no rows to train on"):
         finetune(model, tokenizer, rows.select([0, 3]), SETTINGS)
 
@@ -487,6 +488,14 @@ def test_checkpoints_of_another_model_or_other_data_are_refused(
     with pytest.raises(UserError, match=r"run with another model; resume with that, or delete it"):
         finetune(classifier, tokenizer, rows, SETTINGS, checkpoints=interrupted)
     assert checkpoints_in(interrupted) == [5]
+
+
+@pytest.mark.parametrize("form", [None, "numpy", "torch"])
+def test_data_that_differs_in_the_middle_is_other_data(form: str | None) -> None:
+    ids = [[number] * 8 for number in range(1000)]
+    other = [*ids[:450], *([0] * 8 for _ in range(100)), *ids[550:]]
+    digests = {digest_of_rows(Dataset.from_dict({"input_ids": x}).with_format(form)) for x in (ids, other)}
+    assert len(digests) == 2
 
 
 def test_checkpoints_of_another_teacher_are_refused(
