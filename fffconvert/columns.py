@@ -259,5 +259,5 @@ def shown_labels(task: Task, rows: Dataset) -> Sequence[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MOST_NAMES])
+    shown = ", ".join(repr(name) if "," in name else name for name in names[:MOST_NAMES])
     return f"{shown}, ... {len(names)} in all" if len(names) > MOST_NAMES else shown

@@ -123,6 +123,8 @@ def test_numbers_are_said_to_be_taken_for_classes(
     assert "(classification: 1, 2)" in " ".join(capsys.readouterr().err.split())
     encoded_labels(tmp_path, tokenizer, config, ["good", "bad"])
     assert "bad, good" in " ".join(capsys.readouterr().err.split())
+    encoded_labels(tmp_path, tokenizer, None, ["sad,mad", "sad"])  # one class, unlike what it may be meant for
+    assert "(classification: sad, 'sad,mad')" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
