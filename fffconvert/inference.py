@@ -6,6 +6,7 @@ Rows may be shared out over the processes of `accelerate launch`; every process 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,12 @@ def predict(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: Dataset, split: str
 ) -> Answers:
     """A model's answers on every row (see `fffconvert.metrics`), in the rows' order."""
-    pick = {"tokens": tags, "question": spans, "masked": words}.get(task.kind, logits)
+    picks: dict[str, Callable[[ModelOutput, Batch], Tensor]] = {
+        "tokens": tags,
+        "question": partial(spans, sep_token_id=tokenizer.sep_token_id),
+        "masked": words,
+    }
+    pick = picks.get(task.kind, logits)
     found = forward_all(model, tokenizer, rows, f"Evaluating on {split}", pick)
     if not task.is_per_token:
         return np.stack(found)
@@ -73,13 +79,18 @@ def words(output: ModelOutput, batch: Batch) -> Tensor:
     return found
 
 
-def spans(output: ModelOutput, batch: Batch) -> Tensor:
-    """The first and last token of the likeliest span of each row, `(n_rows, 2)`."""
-    real = batch["attention_mask"].bool()  # (n_rows, n_tokens)
+def spans(output: ModelOutput, batch: Batch, sep_token_id: int) -> Tensor:
+    """The first and last token of the likeliest span of each row, `(n_rows, 2)`: in the context, or at place 0 none."""
+    separators = batch["input_ids"] == sep_token_id  # (n_rows, n_tokens)
+    possible = batch["attention_mask"].bool() & separators.cumsum(1).bool() & ~separators
+    possible[:, 0] = True
     lowest = torch.finfo(torch.float32).min / 4
-    start, end = (output[f"{name}_logits"].float().masked_fill(~real, lowest) for name in ("start", "end"))
+    start, end = (
+        output[f"{name}_logits"].float().masked_fill(~possible, lowest) for name in ("start", "end")
+    )
     n_tokens = start.shape[1]
     allowed = torch.ones(n_tokens, n_tokens, device=start.device).triu().tril(LONGEST_ANSWER - 1).bool()
+    allowed[0, 1:] = False
     scores = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, 4 * lowest)
     best = scores.flatten(1).argmax(1)
     return torch.stack([best // n_tokens, best % n_tokens], 1)

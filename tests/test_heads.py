@@ -209,20 +209,27 @@ def test_masked_words_are_judged_as_the_model_does(home: Path) -> None:
     assert scores.metrics["masked.jsonl"]["loss"] == pytest.approx(total / n_masked, rel=1e-4)
 
 
-def test_spans_are_in_order_real_and_short() -> None:
+def test_spans_are_in_order_real_short_and_in_the_context() -> None:
     n_tokens = LONGEST_ANSWER + 10
-    start, end = torch.zeros(3, n_tokens), torch.zeros(3, n_tokens)
+    start, end = torch.zeros(5, n_tokens), torch.zeros(5, n_tokens)
     start[0, 5], end[0, 3] = 9, 8  # the end before the start: one of them must give way
-    start[1, 0], end[1, n_tokens - 1] = 9, 8  # too far apart
+    start[1, 3], end[1, n_tokens - 2] = 9, 8  # too far apart
     start[2, 7], end[2, 7] = 9, 9  # padding
-    mask = torch.ones(3, n_tokens, dtype=torch.long)
+    start[3, 1], end[3, 4] = 9, 8  # from the question into the context
+    start[4, 0], end[4, 4] = 9, 8  # no answer, which ends where it begins
+    mask, ids = torch.ones(5, n_tokens, dtype=torch.long), torch.full((5, n_tokens), 7)
     mask[2, 6:] = 0
-    found = spans({"start_logits": start, "end_logits": end}, {"attention_mask": mask})
+    ids[:, 2] = ids[:, -1] = ids[2, 5] = 3  # separators
+    batch = {"attention_mask": mask, "input_ids": ids}
+    found = spans({"start_logits": start, "end_logits": end}, batch, sep_token_id=3)
     for row, (first, last) in enumerate(found.tolist()):
-        assert 0 <= first <= last < first + LONGEST_ANSWER
+        assert first == last == 0 or 2 < first <= last < first + LONGEST_ANSWER
         assert mask[row, last] == 1
+        assert ids[row, last] != 3
     assert found[0, 0] == 5
-    assert found[1, 0] == 0
+    assert found[1, 0] == 3
+    assert found[3, 1] == 4
+    assert found[4].tolist() == [0, 0]
 
 
 def test_no_teacher_and_no_labels(home: Path) -> None:
