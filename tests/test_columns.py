@@ -123,7 +123,7 @@ def test_numbers_are_said_to_be_taken_for_classes(
     assert "(classification: 1, 2)" in " ".join(capsys.readouterr().err.split())
     encoded_labels(tmp_path, tokenizer, config, ["good", "bad"])
     assert "bad, good" in " ".join(capsys.readouterr().err.split())
-    encoded_labels(tmp_path, tokenizer, None, ["sad,mad", "sad"])  # one class, unlike what it may be meant for
+    encoded_labels(tmp_path, tokenizer, None, ["sad,mad", "sad"])  # which is one class
     assert "(classification: sad, 'sad,mad')" in " ".join(capsys.readouterr().err.split())
 
 
