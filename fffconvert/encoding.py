@@ -6,8 +6,9 @@ token, and `IGNORED` where none counts.
 
 from __future__ import annotations
 
+import ast
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,14 +39,31 @@ def texts_of(task: Task, rows: Dataset) -> list[Text]:
 
 
 def check_rows(task: Task, rows: Dataset) -> None:
-    """Raises a `UserError` for a row without text, or without a label where each has one; it is named."""
+    """Raises a `UserError` for a row without text, or without a label where each has one, and for lists as text."""
     check_texts(task, rows)
+    for name in (*(task.columns if task.kind == "tokens" else ()), task.label):
+        if name is not None and holds_printed_lists(rows[name]):
+            raise UserError(
+                f"{task.name}: column {name!r} holds lists written as text; expected values with spaces or commas "
+                "between, or lists in a file of JSONL or Parquet"
+            )
     if task.label is not None and (task.kind == "classification" or task.is_regression):
         given = list(rows[task.label])
         if None in given:
             raise UserError(
                 f"{task.name}: row {given.index(None)} has no label in column {task.label!r}; expected one"
             )
+
+
+def holds_printed_lists(column: Iterable[Any]) -> bool:
+    """Whether cells are lists as Python prints them, which is how pandas writes them to a CSV file."""
+    cells = [cell for cell in column if cell is not None]
+    if not cells or not all(isinstance(cell, str) and cell[:1] + cell[-1:] == "[]" for cell in cells):
+        return False
+    try:
+        return isinstance(ast.literal_eval(cells[0]), list)
+    except (ValueError, SyntaxError):
+        return False  # such as [deleted]
 
 
 def check_texts(task: Task, rows: Dataset) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import glob
 from collections import Counter
@@ -51,27 +50,10 @@ def read_tables(files: list[Path]) -> Dataset:
     table = pandas.concat(tables, ignore_index=True)
     if table.empty:
         raise ValueError("it has no rows")
-    for name, column in table.items():
-        if holds_lists(column):
-            raise UserError(
-                f"{files[0]} has lists written as text in its column {name}; expected words or labels with spaces or "
-                "commas between, or save the lists as JSONL or Parquet"
-            )
     for name, column in table.items():  # Arrow has no whole numbers past 64 bits
         if column.dtype == object and any(type(value) is int and abs(value) >= 2**63 for value in column):
             table[name] = column.map(str, na_action="ignore")
     return Dataset.from_pandas(table, preserve_index=False)
-
-
-def holds_lists(column: Any) -> bool:
-    """Whether the cells of a column are lists as Python prints them, which is how pandas writes them to a CSV file."""
-    cells = column.dropna()
-    if not len(cells) or not all(isinstance(cell, str) and cell[:1] + cell[-1:] == "[]" for cell in cells):
-        return False
-    try:
-        return isinstance(ast.literal_eval(cells.iloc[0]), list)
-    except (ValueError, SyntaxError):
-        return False  # such as [deleted]
 
 
 def dialect(file: Path) -> dict[str, Any]:

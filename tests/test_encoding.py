@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from conftest import SPECIAL, WORDS, sentences
 from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value
@@ -55,6 +56,25 @@ def test_numbers_that_are_names(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
     assert encoded_labels(tmp_path, tokenizer, stars, [1, 5, 3]) == [0, 4, 2]
     assert encoded_labels(tmp_path, tokenizer, stars, [1.0, 5.0, 3.0]) == [0, 4, 2]
     assert encoded_labels(tmp_path, tokenizer, None, [30, 4, 30]) == [1, 0, 1]  # a new head: 4, then 30
+
+
+def test_lists_that_pandas_wrote_as_text_are_refused_where_they_are_read(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def read(**columns: list[Any]) -> list[int]:
+        file = tmp_path / "own.csv"
+        pandas.DataFrame(columns).to_csv(file, index=False)
+        return list(read_data(DataSource(str(file)), tokenizer, None).rows["labels"])
+
+    words, lists = ["good film", "book"], [["good", "film"], ["book"]]
+    message = "column '{}' holds lists written as text; expected values with spaces or commas between"
+    with pytest.raises(UserError, match=message.format("tokens")):
+        read(tokens=lists, ner_tags=["1 0", "0"])
+    with pytest.raises(UserError, match=message.format("ner_tags")):
+        read(tokens=words, ner_tags=lists)
+    with pytest.raises(UserError, match=message.format("label")):
+        read(text=words, label=lists)
+    assert read(text=["[deleted]", "[1, 2]"], label=["[a]", "[b]"], spans=lists) == [0, 1]
 
 
 def test_tags_numbered_in_text_are_in_the_order_of_their_numbers(

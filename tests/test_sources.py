@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 from conftest import sentences
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -208,16 +207,6 @@ def test_a_table_by_columns_is_refused(tmp_path: Path, tokenizer: PreTrainedToke
         UserError, match=r"row 0 has text \['good film', 'good film', .*\.\.\.\]; expected text"
     ):
         read_data(DataSource(str(tmp_path / "own.json")), tokenizer, None, held_out=0)
-
-
-def test_lists_that_pandas_wrote_as_text_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "own.csv"
-    pandas.DataFrame({"tokens": [["good", "film"], ["book"]], "tags": ["1 0", "0"]}).to_csv(file, index=False)
-    with pytest.raises(UserError, match=r"own.csv has lists written as text in its column tokens; expected"):
-        load_source(DataSource(str(file)))
-    file.write_text("text,label\n[deleted],1\n[UNK] film [UNK],0\n")
-    (found,) = load_source(DataSource(str(file))).values()
-    assert found["text"][0] == "[deleted]"
 
 
 def test_a_quote_that_nobody_closes_is_text_in_a_tsv(tmp_path: Path) -> None:
