@@ -133,7 +133,9 @@ def data_options(command: Command) -> Command:
                 "--label-column is given more than once; expected one column, with all labels of a row"
             )
         label = next(iter(label_column), None)
-        source = DataSource(data, text_column, label, subset, split, split) if data is not None else None
+        if data is None:
+            return command(*args, data=None, **rest)
+        source = DataSource(data, text_column, label, subset=subset, train=split, validation=split)
         return command(*args, data=source, **rest)
 
     options = (
