@@ -19,8 +19,7 @@ from fffconvert.errors import UserError
 from fffconvert.families import PREFIX, family_of, ffn_inputs_of
 from fffconvert.fff import FFF
 from fffconvert.heads import as_saved, check_judgeable, class_name, labels_of, reordered
-from fffconvert.labels import IGNORED
-from fffconvert.loader import check_tokenized, labels_tokens
+from fffconvert.loader import check_tokenized, with_counted_labels
 from fffconvert.loss import distillation_loss
 from fffconvert.modeling import is_int8, refuse_converted, refuse_dense, refuse_no_model
 from fffconvert.modes import evaluating, moved
@@ -64,19 +63,13 @@ def finetune(
             "the rows have no labels; expected a column `labels`, or `start_positions` and `end_positions`"
         )
 
-    if labels_tokens(rows):  # a batch of rows without one that counts has no loss
-        counted = [
-            number for number, labels in enumerate(rows.with_format(None)["labels"]) if {*labels} - {IGNORED}
-        ]
-        rows = rows.select(counted)
-
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         value: Tensor = wrapped(**batch, return_dict=True).loss
         return value, {"loss": value}
 
     train(
         model,
-        rows,
+        with_counted_labels(rows),
         tokenizer,
         loss,
         settings,

@@ -57,11 +57,16 @@ def check_rows(task: Task, rows: Dataset) -> None:
 
 def holds_printed_lists(column: Iterable[Any]) -> bool:
     """Whether cells are lists as Python prints them, which is how pandas writes them to a CSV file."""
-    cells = [cell for cell in column if cell is not None]
-    if not cells or not all(isinstance(cell, str) and cell[:1] + cell[-1:] == "[]" for cell in cells):
+
+    def bracketed(cell: Any) -> bool:
+        return isinstance(cell, str) and cell[:1] + cell[-1:] == "[]"
+
+    cells = (cell for cell in column if cell is not None)
+    first = next(cells, None)  # which nearly always ends it
+    if not bracketed(first) or not all(map(bracketed, cells)):
         return False
     try:
-        return isinstance(ast.literal_eval(cells[0]), list)
+        return isinstance(ast.literal_eval(str(first)), list)
     except (ValueError, SyntaxError):
         return False  # such as [deleted]
 

@@ -52,7 +52,7 @@ class Judge:
         teacher: PreTrainedModel | None,
         pooling: nn.Module | None = None,
     ) -> None:
-        check_rows(task, validations, teacher)
+        check_judged(task, validations, teacher)
         self.tokenizer, self.task, self.validations, self.teacher = tokenizer, task, validations, teacher
         self.pooling = pooling
         if task.kind == "embedding" and any(len(rows) < 2 for rows in self.distinct.values()):
@@ -88,7 +88,7 @@ class Judge:
         Raises:
             UserError: For a model whose head is not the task's, or whose outputs cannot be compared with the teacher's.
         """
-        check_heads(self.task, model, self.teacher)
+        check_comparable(self.task, model, self.teacher)
         scores = self.score_outputs(model)
         if self.teacher is None:
             return scores
@@ -109,7 +109,7 @@ class Judge:
         return score_task(model.config, self.task, labels, ours, self.theirs)
 
 
-def check_rows(task: Task, validations: dict[str, Dataset], teacher: PreTrainedModel | None) -> None:
+def check_judged(task: Task, validations: dict[str, Dataset], teacher: PreTrainedModel | None) -> None:
     """Raises a `UserError` for rows that no model can be judged by."""
     if not isinstance(task, Task) or not isinstance(validations, dict):
         raise UserError(
@@ -127,7 +127,7 @@ def check_rows(task: Task, validations: dict[str, Dataset], teacher: PreTrainedM
         raise UserError(f"{task.name} has no rows to judge a model by; expected some in every split")
 
 
-def check_heads(task: Task, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+def check_comparable(task: Task, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
     """Raises a `UserError` for a model whose head is not the task's, or a teacher that it cannot be compared with."""
     refuse_no_model(model)
     head, ours = HEAD_BY_KIND.get(task.kind, ""), class_name(model)

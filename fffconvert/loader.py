@@ -21,6 +21,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fffconvert.batch import Batch
 from fffconvert.errors import UserError
+from fffconvert.labels import IGNORED
 
 
 class EpochSampler(Sampler[int]):
@@ -80,6 +81,14 @@ def labels_tokens(rows: Dataset) -> bool:
     """Whether rows have a label for each token."""
     labels = rows.features.get("labels")
     return isinstance(labels, List) and "int" in labels.feature.dtype
+
+
+def with_counted_labels(rows: Dataset) -> Dataset:
+    """The rows that have a label which counts: a batch of others, which are alike in length, has no loss."""
+    rows = rows.with_format(None)
+    if not labels_tokens(rows):
+        return rows
+    return rows.select([number for number, labels in enumerate(rows["labels"]) if {*labels} - {IGNORED}])
 
 
 def shared_batch_size(asked: int, n_rows: int, n_processes: int) -> int:

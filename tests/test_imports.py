@@ -18,10 +18,10 @@ PACKAGE = Path(fffconvert.__file__).parent
 # From the bottom up: a module imports only what stands on a line above its own.
 LAYERS = """
 batch clock errors display machine modes python_docs remote
-files folders heads loader sentence tree
+files folders heads sentence tree
 cluster kernels loss projection recipe tasks
 accelerator dense fff glue labels metrics options
-families fit int8 resumption
+families fit int8 loader resumption
 activations modeling text
 encoding export sensitivity training
 calibration onnx_runtime
