@@ -61,7 +61,7 @@ def measure(arguments: argparse.Namespace, task: str, seed: int) -> list[dict[st
         for folder, (name, shape) in wanted.items():
             planned = planned_students(replace(recipe, tree=shape), students.teacher.model.config)
             students.make(folder, *planned[name])
-    rows = table_of({folder: read_report(str(work / folder)) for folder in wanted})
+    rows = table_of({folder: read_report(work / folder) for folder in wanted})
     names = [TEACHER, *(name for name, _ in wanted.values())]
     return [{**row, "name": name} for row, name in zip(rows, names, strict=True)]
 

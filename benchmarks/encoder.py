@@ -75,9 +75,9 @@ def judged(students: Students, judge: Judge, name: str, *how: Any) -> dict[str, 
         before = file.with_suffix(".before.json")
         if not before.exists():
             students.convert(start, *how)
-            write_whole(before, json.dumps(judge(load(str(start)).model).to_dict()))
+            write_whole(before, json.dumps(judge(load(start).model).to_dict()))
         students.make(name, *how)
-        scores = judge(load(str(students.work / name)).model).to_dict()
+        scores = judge(load(students.work / name).model).to_dict()
         found = {"scores": scores, "before_distillation": json.loads(before.read_text())}
         write_whole(file, json.dumps(found))
     report: dict[str, Any] = json.loads(file.read_text())

@@ -66,7 +66,7 @@ class Loaded:
         return self.sentence.prompt if self.sentence is not None else ""
 
 
-def load(name: str) -> Loaded:
+def load(name: str | Path) -> Loaded:
     """Loads a dense or converted model, with the head that it was saved with.
 
     Args:
@@ -76,6 +76,7 @@ def load(name: str) -> Loaded:
         UserError: For a name that is neither, no access to the Hub, an unknown model type, weights that are
             missing or disagree with `config.json`, or a tokenizer that cannot be read.
     """
+    name = str(name)
     config = load_config(name)
     model = load_weights(name, config, head_class(name, config))
     tokenizer, sentence = load_tokenizer(name, config), read_modules(name)
@@ -141,8 +142,9 @@ def reorder_outputs(model: PreTrainedModel, before: tuple[str, ...], now: tuple[
                 parameter.copy_(parameter[order])
 
 
-def load_config(name: str) -> PreTrainedConfig:
+def load_config(name: str | Path) -> PreTrainedConfig:
     """The configuration of a Hub id or a folder. Raises as `load` does."""
+    name = str(name)
     if Path(name).is_file():
         raise UserError(f"{name!r} is a file; expected the folder of a saved model")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():

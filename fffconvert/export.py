@@ -134,15 +134,13 @@ class _ExportedFFF(nn.Module):
 
 def leaves_in_blocks(x: Tensor, leaf: Tensor, weights: FFFWeights, tree: int, activation: str) -> Tensor:
     """`reference.leaves_forward` without a loop: `(n_tokens, d_model)`, from `leaf` `(n_tokens,)`."""
-    tables = [t[tree] for t in weights[3:7]]
-
     def few(x: Tensor, leaf: Tensor, *tables: Tensor) -> Tensor:
         return block_ffn(x[:, None], leaf, tables, activation)[:, 0]
 
     def many(x: Tensor, leaf: Tensor, *tables: Tensor) -> Tensor:
         return blocks(x, leaf, tables, activation)
 
-    return torch.cond(x.shape[0] <= FEW_TOKENS, few, many, (x, leaf, *tables))
+    return torch.cond(x.shape[0] <= FEW_TOKENS, few, many, (x, leaf, *weights.leaves(tree)))
 
 
 def block_ffn(x: Tensor, leaf: Tensor, tables: Sequence[Tensor], activation: str) -> Tensor:

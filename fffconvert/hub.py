@@ -69,7 +69,7 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected one that fffconvert wrote")
-    refuse_dense(load_config(str(folder)))
+    refuse_dense(load_config(folder))
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

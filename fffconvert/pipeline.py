@@ -245,7 +245,7 @@ class Students:
         say(f"{name}: {shape.active_neurons:g} active neurons per token", style="bold")
         start = self.work / f"{name}{START}"
         self.convert(start, shape, init)
-        model = load(str(start)).model
+        model = load(start).model
         distill(
             model,
             self.teacher.model,
@@ -258,7 +258,7 @@ class Students:
             pooling=self.teacher.pooling,
         )
         scores = {**self.judge(model).to_dict(), "columns": list(self.data.task.columns)}
-        report = {"scores": scores, **read_report(str(start))}
+        report = {"scores": scores, **read_report(start)}
         save(replace(self.teacher, model=model), self.work / name, report=report)
         wait_for_everyone()
         if is_main_process():
@@ -281,8 +281,8 @@ class Students:
 def publish(students: Students, output: Path) -> Result:
     """Compares the students, measures latency, and gives the result its name."""
     work, recipe, config = students.work, students.recipe, students.teacher.model.config
-    student = replace(load(str(work / CONVERTED)), name=recipe.model)
-    reports = {name: read_report(str(work / name)) for name in planned_students(recipe, config)}
+    student = replace(load(work / CONVERTED), name=recipe.model)
+    reports = {name: read_report(work / name) for name in planned_students(recipe, config)}
     wait_for_everyone()  # all have read what the first will delete
     report = {**reports[CONVERTED], "table": table_of(reports)}
     if is_main_process():
@@ -299,4 +299,4 @@ def finish(recipe: Recipe, output: Path, work: Path) -> Result:
             (work / TEACHER).rename(teacher)
         clear(work)
     wait_for_everyone()
-    return Result(output, teacher, read_report(str(output)))
+    return Result(output, teacher, read_report(output))

@@ -19,7 +19,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def read_report(folder: str) -> dict[str, Any]:
+def read_report(folder: Path | str) -> dict[str, Any]:
     """What was measured when a folder was made; nothing where it holds no report.
 
     Raises:

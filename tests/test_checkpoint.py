@@ -117,7 +117,7 @@ def test_a_teacher_hands_on_what_its_card_says_of_its_origin(classifier, folder_
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     save(load(folder), teacher)
     save(
-        Loaded(str(teacher), converted("BertForSequenceClassification"), load(str(teacher)).tokenizer),
+        Loaded(str(teacher), converted("BertForSequenceClassification"), load(teacher).tokenizer),
         student,
     )
     for made in (teacher, student):
@@ -147,7 +147,7 @@ def test_a_converted_model_is_a_smaller_file_and_loads_as_it_was(tokenizer, tmp_
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("made", "dense")]
     assert sizes[0] < sizes[1]
     assert ModelCard.load(tmp_path / "dense" / "README.md").data.base_model == "user/dense"
-    again = load(str(tmp_path / "made")).model
+    again = load(tmp_path / "made").model
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.no_grad():
         assert torch.equal(again(ids).logits, model(ids).logits)
@@ -159,7 +159,7 @@ def test_routers_that_are_no_numbers_are_refused(tokenizer, tmp_path):
     model.encoder.layer[0].intermediate.router_weight[0, 0, 0] = float("nan")
     save(Loaded("user/dense", model, tokenizer), tmp_path / "made")
     with pytest.raises(UserError, match="router_weight holds NaN or infinity"):
-        load(str(tmp_path / "made"))
+        load(tmp_path / "made")
 
 
 def test_what_fails_halfway_leaves_nothing(tokenizer, tmp_path, monkeypatch):
@@ -174,10 +174,10 @@ def test_a_model_that_gives_its_attentions_is_saved_and_loads(classifier, folder
     folder = Path(folder_of(classifier))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "output_attentions": True}))
-    dense = load(str(folder))
+    dense = load(folder)
     made = convert(dense.model, dense.tokenizer, sentences(20), TreeShape(depth=1, leaf_width=2)).model
     save(replace(dense, model=made), tmp_path / "made")
-    again = load(str(tmp_path / "made")).model
+    again = load(tmp_path / "made").model
     assert len(again(torch.tensor([[2, 7, 9, 3]])).attentions) == 2
 
 
@@ -202,7 +202,7 @@ def test_a_package_that_is_not_there_is_one_line(setting, classifier, folder_of)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **setting}))
     with pytest.raises(UserError, match="could not be loaded"):
-        load(str(folder))
+        load(folder)
 
 
 def test_a_file_of_a_model_is_not_taken_for_its_folder(classifier, folder_of):
@@ -214,7 +214,7 @@ def test_padding_is_told_from_text_whatever_the_tokenizer_says_it_gives(classifi
     folder = Path(folder_of(classifier))
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": ["input_ids"]}))
-    assert "attention_mask" in load(str(folder)).tokenizer("a film")
+    assert "attention_mask" in load(folder).tokenizer("a film")
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(classifier, folder_of):
@@ -223,13 +223,13 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(classifier, fold
 
 
 def test_a_report_that_is_none(tmp_path):
-    assert read_report(str(tmp_path)) == {}
+    assert read_report(tmp_path) == {}
     for text in ("{", "3", "[1]"):
         (tmp_path / "report.json").write_text(text)
         with pytest.raises(UserError, match="not what fffconvert wrote there"):
-            read_report(str(tmp_path))
+            read_report(tmp_path)
     (tmp_path / "report.json").write_text(json.dumps({"layers": []}))
-    assert read_report(str(tmp_path)) == {"layers": []}
+    assert read_report(tmp_path) == {"layers": []}
 
 
 def test_a_mistyped_path_is_looked_for_nearby_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_what_was_pushed_is_a_model_that_loads(hub: Hub, folder: Path, tmp_path:
     (tmp_path / "again").mkdir()
     for name, content in hub.repositories["user/fast-bert"].files.items():
         (tmp_path / "again" / name).write_bytes(content)
-    assert type(load(str(tmp_path / "again")).model) is type(load(str(folder)).model)
+    assert type(load(tmp_path / "again").model) is type(load(folder).model)
 
 
 def test_pushed_again_changes_nothing(hub: Hub, folder: Path) -> None:

@@ -175,7 +175,7 @@ def check_folder(result: Result, recipe: Recipe, tmp_path: Path) -> None:
 
 def test_the_folder_is_what_stock_transformers_loads(recipe: Recipe, glue: Path, tmp_path: Path) -> None:
     result = run(replace(recipe, finetune=Training(epochs=1, batch_size=8)), tmp_path / "out", data_dir=glue)
-    ours = load(str(result.output))
+    ours = load(result.output)
     tokenizer = AutoTokenizer.from_pretrained(result.output)
     stock = AutoModelForSequenceClassification.from_pretrained(result.output)
     assert type(stock).__name__ == "FFFBertForSequenceClassification"
@@ -405,7 +405,7 @@ def test_a_model_in_half_precision_goes_all_the_way(recipe: Recipe, glue: Path, 
     loaded.model.bfloat16().save_pretrained(recipe.model)
     result = run(recipe, tmp_path / "out", data_dir=glue)
     assert result.report["latency"]["rows"]
-    assert load(str(result.output)).model.dtype == torch.float32
+    assert load(result.output).model.dtype == torch.float32
 
 
 # ---- Mistakes

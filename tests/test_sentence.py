@@ -120,7 +120,7 @@ def test_a_default_prompt_stands_before_every_text(include, folder_of, tmp_path)
         device="cpu",
     )
     made.save_pretrained(str(tmp_path / "prompted"))
-    loaded = checkpoint.load(str(tmp_path / "prompted"))
+    loaded = checkpoint.load(tmp_path / "prompted")
     texts, file = sentences(20), tmp_path / "text.txt"
     file.write_text("\n".join(texts), encoding="utf-8")
     config = loaded.model.config

@@ -728,7 +728,7 @@ def test_two_processes_give_what_one_gives(
 
     # evaluation: 37 rows over two processes, none counted twice
     task = TASKS["sst2"]
-    student, teacher = checkpoint.load(str(tmp_path / "student")), checkpoint.load(str(tmp_path / "dense"))
+    student, teacher = checkpoint.load(tmp_path / "student"), checkpoint.load(tmp_path / "dense")
     task, validations = read_validations(task, tokenizer, None, data_dir=glue)
     assert len(validations["validation"]) == 37
     scores = evaluate(student.model, tokenizer, task, validations, teacher.model)
@@ -741,7 +741,7 @@ def test_two_processes_give_what_one_gives(
         rows = read_data(task, tokenizer, None, data_dir=glue, train_rows=n_rows).rows
         student.model.load_state_dict(before)
         distill(student.model, teacher.model, tokenizer, rows, Training(epochs=2, batch_size=batch_size))
-        found = weights_of(checkpoint.load(str(tmp_path / made)).model)
+        found = weights_of(checkpoint.load(tmp_path / made).model)
         assert max(float((tensor - before[name]).abs().max()) for name, tensor in found.items()) > least
         assert_close_weights(found, weights_of(student.model))
 

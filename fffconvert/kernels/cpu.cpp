@@ -312,7 +312,7 @@ template <int R, class E>
   if (i < end) strip(i, std::integral_constant<int, 1>{}, end - i);
 }
 
-// next: T rows
+// c[t * ROW + i] = a[t] . b[i] for all n. next: rows of the T tokens that come next, brought nearer like those `ahead`.
 template <int T, class E>
 [[gnu::noinline]] void all_dots(const float* const* a, const E* const* b, const float* const* next, int64_t n,
                                 int64_t d, float* c, Ahead ahead) {
@@ -642,7 +642,13 @@ struct View {
   int64_t numel() const { return std::accumulate(sizes, sizes + dim, int64_t{1}, std::multiplies<int64_t>()); }
 };
 
-using Views = std::array<View, 10>;
+// Places in reference.FFFWeights.
+enum {
+  ROUTER, ROUTER_BIAS, NODE_OUT, LEAF_IN, LEAF_IN_BIAS, LEAF_OUT, LEAF_OUT_BIAS, TRUNK_IN, TRUNK_IN_BIAS, TRUNK_OUT,
+  N_WEIGHTS
+};
+
+using Views = std::array<View, N_WEIGHTS>;
 
 View view(const Tensor& t) {
   auto sizes = t.sizes();
@@ -651,9 +657,9 @@ View view(const Tensor& t) {
 
 // Views of contiguous weights; those that are not contiguous are exchanged for copies that are.
 Views views(Weights& w) {
-  STD_TORCH_CHECK(w.size() == 10, "fffconvert: weights must be as FFFWeights has them");
+  STD_TORCH_CHECK(w.size() == N_WEIGHTS, "fffconvert: weights must be as FFFWeights has them");
   Views result;
-  for (size_t i = 0; i < 10; ++i) {
+  for (int i = 0; i < N_WEIGHTS; ++i) {
     if (!w[i].is_contiguous()) w[i] = torch::stable::contiguous(w[i]);
     result[i] = view(w[i]);
   }
@@ -683,21 +689,24 @@ Tensor new_tensor(const Sizes& shape, ScalarType type) {
 // The trees and, as a last tree of depth 0, the trunk.
 template <class E>
 std::vector<Tree<E>> trees_of(const Views& w) {
-  std::array<E*, 10> p;
-  for (int i = 0; i < 10; ++i) p[i] = static_cast<E*>(w[i].data);
-  int64_t n_trees = w[3].size(0), leaves = w[3].size(1), width = w[5].size(2), d = w[3].size(3);
-  int64_t inputs = w[3].size(2) > width ? 2 : 1, nodes = leaves - 1, depth = 0;
-  int64_t out_nodes = w[2].numel() / std::max<int64_t>(d * n_trees, 1);
+  std::array<E*, N_WEIGHTS> p;
+  for (int i = 0; i < N_WEIGHTS; ++i) p[i] = static_cast<E*>(w[i].data);
+  int64_t n_trees = w[LEAF_IN].size(0), leaves = w[LEAF_IN].size(1), d = w[LEAF_IN].size(3);
+  int64_t width = w[LEAF_OUT].size(2);
+  int64_t inputs = w[LEAF_IN].size(2) > width ? 2 : 1, nodes = leaves - 1, depth = 0;
+  int64_t out_nodes = w[NODE_OUT].numel() / std::max<int64_t>(d * n_trees, 1);
   while ((int64_t{1} << depth) < leaves) ++depth;
   std::vector<Tree<E>> trees;
   for (int64_t t = 0; t < n_trees; ++t) {
     int64_t leaf = t * leaves, row = leaf * width, in = inputs * row;
-    trees.push_back({d, depth, width, out_nodes ? depth : 0, inputs, p[0] + t * nodes * d, p[1] + t * nodes,
-                     p[2] + t * out_nodes * d, p[3] + in * d, p[4] + in, p[5] + row * d, p[6] + leaf * d});
+    trees.push_back({d, depth, width, out_nodes ? depth : 0, inputs, p[ROUTER] + t * nodes * d,
+                     p[ROUTER_BIAS] + t * nodes, p[NODE_OUT] + t * out_nodes * d, p[LEAF_IN] + in * d,
+                     p[LEAF_IN_BIAS] + in, p[LEAF_OUT] + row * d, p[LEAF_OUT_BIAS] + leaf * d});
   }
-  if (w[7].numel()) {
-    int64_t trunk = w[9].size(0), trunk_inputs = w[7].size(0) > trunk ? 2 : 1;
-    trees.push_back({d, 0, trunk, 0, trunk_inputs, nullptr, nullptr, nullptr, p[7], p[8], p[9], nullptr});
+  if (w[TRUNK_IN].numel()) {
+    int64_t trunk = w[TRUNK_OUT].size(0), trunk_inputs = w[TRUNK_IN].size(0) > trunk ? 2 : 1;
+    trees.push_back({d, 0, trunk, 0, trunk_inputs, nullptr, nullptr, nullptr, p[TRUNK_IN], p[TRUNK_IN_BIAS],
+                     p[TRUNK_OUT], nullptr});
   }
   return trees;
 }
@@ -724,32 +733,34 @@ Tensor as(const Tensor& t, ScalarType type) {
 
 // The number of tokens in x. Every later read is inside the shapes that are tested here.
 int64_t check(const View& x, const Views& w) {
-  auto type = w[3].type;  // of all weights: that of x, or narrower
+  auto type = w[LEAF_IN].type;  // of all weights: that of x, or narrower
   STD_TORCH_CHECK(x.type == ScalarType::Float || x.type == ScalarType::BFloat16,
                   "fffconvert: x must be float32 or bfloat16");
   STD_TORCH_CHECK(type == x.type || type == ScalarType::BFloat16,
                   "fffconvert: leaf_in_weight has another dtype than x");
-  STD_TORCH_CHECK(x.dim > 0 && w[2].dim == 3 && w[3].dim == 4 && w[5].dim == 4 && w[7].dim == 2 && w[9].dim == 2,
+  STD_TORCH_CHECK(x.dim > 0 && w[NODE_OUT].dim == 3 && w[LEAF_IN].dim == 4 && w[LEAF_OUT].dim == 4 &&
+                      w[TRUNK_IN].dim == 2 && w[TRUNK_OUT].dim == 2,
                   "fffconvert: x must be (..., d_model), and weights as FFFWeights has them");
-  int64_t n = 1, d = x.size(x.dim - 1), trees = w[3].size(0), leaves = w[3].size(1), width = w[5].size(2);
-  int64_t out_nodes = w[2].size(1), trunk = w[9].size(0);
-  int64_t in = (w[3].size(2) > width ? 2 : 1) * width;  // with the rows of gates
-  int64_t trunk_in = (w[7].size(0) > trunk ? 2 : 1) * trunk;
+  int64_t n = 1, d = x.size(x.dim - 1), trees = w[LEAF_IN].size(0), leaves = w[LEAF_IN].size(1);
+  int64_t width = w[LEAF_OUT].size(2);
+  int64_t out_nodes = w[NODE_OUT].size(1), trunk = w[TRUNK_OUT].size(0);
+  int64_t in = (w[LEAF_IN].size(2) > width ? 2 : 1) * width;  // with the rows of gates
+  int64_t trunk_in = (w[TRUNK_IN].size(0) > trunk ? 2 : 1) * trunk;
   for (int64_t i = 0; i + 1 < x.dim; ++i) n *= x.size(i);
   STD_TORCH_CHECK(n < std::numeric_limits<int32_t>::max(), "fffconvert: too many tokens");
   STD_TORCH_CHECK(trees > 0, "fffconvert: there is no tree");
   STD_TORCH_CHECK(leaves > 0 && leaves <= (1 << 20) && (leaves & (leaves - 1)) == 0,
                   "fffconvert: the number of leaves is no power of two up to 2^20");
-  expect(w[0], "router_weight", type, {trees, leaves - 1, d});
-  expect(w[1], "router_bias", type, {trees, leaves - 1});
-  expect(w[2], "node_out_weight", type, {trees, out_nodes ? leaves - 1 : 0, d});
-  expect(w[3], "leaf_in_weight", type, {trees, leaves, in, d});
-  expect(w[4], "leaf_in_bias", type, {trees, leaves, in});
-  expect(w[5], "leaf_out_weight", type, {trees, leaves, width, d});
-  expect(w[6], "leaf_out_bias", type, {trees, leaves, d});
-  expect(w[7], "trunk_in_weight", type, {trunk_in, d});
-  expect(w[8], "trunk_in_bias", type, {trunk_in});
-  expect(w[9], "trunk_out_weight", type, {trunk, d});
+  expect(w[ROUTER], "router_weight", type, {trees, leaves - 1, d});
+  expect(w[ROUTER_BIAS], "router_bias", type, {trees, leaves - 1});
+  expect(w[NODE_OUT], "node_out_weight", type, {trees, out_nodes ? leaves - 1 : 0, d});
+  expect(w[LEAF_IN], "leaf_in_weight", type, {trees, leaves, in, d});
+  expect(w[LEAF_IN_BIAS], "leaf_in_bias", type, {trees, leaves, in});
+  expect(w[LEAF_OUT], "leaf_out_weight", type, {trees, leaves, width, d});
+  expect(w[LEAF_OUT_BIAS], "leaf_out_bias", type, {trees, leaves, d});
+  expect(w[TRUNK_IN], "trunk_in_weight", type, {trunk_in, d});
+  expect(w[TRUNK_IN_BIAS], "trunk_in_bias", type, {trunk_in});
+  expect(w[TRUNK_OUT], "trunk_out_weight", type, {trunk, d});
   return n;
 }
 
@@ -790,7 +801,7 @@ void layer_forward(const std::vector<Tree<E>>& trees, int64_t n, const float* x,
 // y (n, d) from x (n, d), of one type, keeping nothing for a backward pass.
 void infer_layer(const Views& w, int64_t n, const View& x, const View& y, int64_t activation) {
   auto compute = [&](const float* from, float* to) {
-    with_type(w[3].type, [&](auto element) {
+    with_type(w[LEAF_IN].type, [&](auto element) {
       auto trees = trees_of<decltype(element)>(w);
       std::unique_ptr<int32_t[]> paths(new int32_t[trees.size() * 2 * n]);
       layer_forward(trees, n, from, to, activation, paths.get(), nullptr);
@@ -824,9 +835,9 @@ std::tuple<Tensor, Tensor, Tensor> fff_train(Tensor x, Weights weights, int64_t 
   int64_t n = check(view(x), w);
   Tensor input = dense(as(x, ScalarType::Float));
   Tensor y = new_tensor(sizes_of(x), ScalarType::Float);
-  Tensor paths = new_tensor({w[3].size(0) + (w[7].size(0) > 0), 2, n}, ScalarType::Int);
+  Tensor paths = new_tensor({w[LEAF_IN].size(0) + (w[TRUNK_IN].size(0) > 0), 2, n}, ScalarType::Int);
   Tensor pre;
-  with_type(w[3].type, [&](auto element) {
+  with_type(w[LEAF_IN].type, [&](auto element) {
     auto trees = trees_of<decltype(element)>(w);
     pre = new_tensor({n * kept_of(trees)}, ScalarType::Float);
     layer_forward(trees, n, floats(input), floats(y), activation, ints(paths), floats(pre));
@@ -839,18 +850,18 @@ std::vector<Tensor> fff_backward(Tensor grad, Tensor x, Weights weights, Tensor 
                                  int64_t activation, bool need_weights) {
   Views w = views(weights);
   View like = view(x);
-  int64_t n = check(like, w), n_trees = w[3].size(0);
-  auto type = w[3].type;
-  bool emitting = w[2].size(1) > 0, trunk = w[7].size(0) > 0;
+  int64_t n = check(like, w), n_trees = w[LEAF_IN].size(0);
+  auto type = w[LEAF_IN].type;
+  bool emitting = w[NODE_OUT].size(1) > 0, trunk = w[TRUNK_IN].size(0) > 0;
   expect(view(grad), "grad", like.type, like.sizes, like.dim);
   expect(view(paths), "paths", ScalarType::Int, {n_trees + trunk, 2, n});
   Tensor xs = dense(as(x, ScalarType::Float)), gy = dense(as(grad, ScalarType::Float));
   Tensor gx = new_tensor(sizes_of(x), ScalarType::Float);
-  Weights grads(10);
-  for (int i = 0; i < 10; ++i) {
-    bool unused = (i < 3 && !emitting) || (i > 6 && !trunk);
+  Weights grads(N_WEIGHTS);
+  for (int i = 0; i < N_WEIGHTS; ++i) {
+    bool unused = (i <= NODE_OUT && !emitting) || (i >= TRUNK_IN && !trunk);
     grads[i] = new_tensor(!need_weights || unused ? Sizes{0} : sizes_of(weights[i]), ScalarType::Float);
-    if (i < 3) torch::stable::zero_(grads[i]);
+    if (i <= NODE_OUT) torch::stable::zero_(grads[i]);
   }
   paths = dense(paths);
   pre = dense(pre);
@@ -935,7 +946,7 @@ bool infer(const DLPackExchangeAPI* api, void* x, void* weights, int64_t activat
   View from, to;
   Views w;
   if (!unobserved() || !plain(api, x, from) || !plain(api, y, to)) return false;
-  for (int i = 0; i < 10; ++i)
+  for (int i = 0; i < N_WEIGHTS; ++i)
     if (!plain(api, PyTuple_GetItem(weights, i), w[i])) return false;
   int64_t n = check(from, w);
   expect(to, "y", from.type, from.sizes, from.dim);

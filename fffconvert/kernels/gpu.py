@@ -150,16 +150,14 @@ def fff_inference(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     (n_tokens, d), depth, emitting = x.shape, w.depth, w.emitting
     width, columns = w.leaf_in_weight.shape[2], min(64, max(16, triton.next_power_of_2(d)))
     if len(w.trunk_in_weight):
-        trunk = (w.trunk_in_weight, w.trunk_in_bias, w.trunk_out_weight)
-        y = dense_ffn(x, *trunk, activation).float()
+        y = dense_ffn(x, *w.trunk, activation).float()
     else:
         y = torch.zeros_like(x, dtype=torch.float32)
     scores = torch.empty(n_tokens, depth, device=x.device) if emitting else None
-    for tree in range(len(w.leaf_in_weight)):
+    for tree in range(w.n_trees):
         tiles = _tiles(route(x, w, tree, scores), 2**depth)
         _leaves[(len(tiles[1]),)](
-            x, y, *tiles, w.leaf_in_weight[tree], w.leaf_in_bias[tree], w.leaf_out_weight[tree],
-            w.leaf_out_bias[tree], y if scores is None else scores, w.node_out_weight[tree], d, width,
+            x, y, *tiles, *w.leaves(tree), y if scores is None else scores, w.node_out_weight[tree], d, width,
             DEPTH=depth, EMITTING=emitting, NAME=_SAME.get(activation, activation),
             T=TILE, W=16, L=max(16, triton.next_power_of_2(depth)), K=columns,
         )  # fmt: skip
@@ -174,6 +172,6 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
         plain = FFFWeights(*(w.detach().contiguous() for w in weights))
         held = tokens.detach().contiguous()
-        leaves = [route(held, plain, tree) for tree in range(len(weights.leaf_in_weight))]
+        leaves = [route(held, plain, tree) for tree in range(weights.n_trees)]
         return grouped.fff_forward(tokens, weights, activation, leaves).reshape(x.shape)
     return fff_inference(tokens, weights, activation).reshape(x.shape)

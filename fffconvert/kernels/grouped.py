@@ -27,10 +27,8 @@ def _grouped_ffn(
     """
     n_groups, width, d = in_weight.shape
     ends = torch.bincount(group, minlength=n_groups).cumsum(0).int()
-    rows, columns = (
-        -width % 8 if width else 8,
-        -d % 8,
-    )  # grouped products want strides of whole 16 bytes, not 0
+    rows = -width % 8 if width else 8  # grouped products want strides of whole 16 bytes, not 0
+    columns = -d % 8
     ups, downs = (F.pad(w, (0, columns, 0, rows)) for w in (in_weight, out_weight))
     h = F.grouped_mm(F.pad(x, (0, columns)), ups.transpose(1, 2), offs=ends)  # (n_tokens, width + rows)
     a = ACTIVATIONS[activation](h + F.pad(in_bias, (0, rows))[group])
@@ -51,8 +49,8 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str, leaves: list[Te
     for tree, leaf in enumerate(leaves):
         order = leaf.argsort(stable=True)
         tokens, sorted_leaf = x[order], leaf[order]
-        ffn = (w.leaf_in_weight[tree], w.leaf_in_bias[tree], w.leaf_out_weight[tree])
-        out = w.leaf_out_bias[tree][sorted_leaf] + _grouped_ffn(tokens, sorted_leaf, *ffn, activation)
+        *ffn, out_bias = w.leaves(tree)
+        out = out_bias[sorted_leaf] + _grouped_ffn(tokens, sorted_leaf, *ffn, activation)
         for level in range(depth if w.emitting else 0):  # an FFN of one neuron for every node of the level
             nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
             ffn = (w.router_weight[tree, nodes, None], w.router_bias[tree, nodes, None],
@@ -60,5 +58,5 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str, leaves: list[Te
             out = out + _grouped_ffn(tokens, sorted_leaf >> (depth - level), *ffn, activation)
         y = y + out[order.argsort()]
     if len(w.trunk_in_weight):
-        y = y + dense_ffn(x, w.trunk_in_weight, w.trunk_in_bias, w.trunk_out_weight, activation)
+        y = y + dense_ffn(x, *w.trunk, activation)
     return y

@@ -58,6 +58,11 @@ class FFFWeights(NamedTuple):
         return int(self.leaf_in_weight.shape[1]).bit_length() - 1
 
     @property
+    def n_trees(self) -> int:
+        """Parallel trees."""
+        return self.leaf_in_weight.shape[0]
+
+    @property
     def emitting(self) -> bool:
         """Whether nodes are neurons too."""
         return self.node_out_weight.shape[1] > 0
@@ -68,6 +73,20 @@ class FFFWeights(NamedTuple):
         return (
             self.leaf_in_weight.shape[2] > self.leaf_out_weight.shape[2]
             or self.trunk_in_weight.shape[0] > self.trunk_out_weight.shape[0]
+        )
+
+    @property
+    def trunk(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The trunk's input weights, input biases and output weights."""
+        return self.trunk_in_weight, self.trunk_in_bias, self.trunk_out_weight
+
+    def leaves(self, tree: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input weights, input biases, output weights and output biases of a tree's leaves, each `(n_leaves, ...)`."""
+        return (
+            self.leaf_in_weight[tree],
+            self.leaf_in_bias[tree],
+            self.leaf_out_weight[tree],
+            self.leaf_out_bias[tree],
         )
 
 
@@ -132,10 +151,7 @@ def leaves_forward(x: Tensor, leaf: Tensor, weights: FFFWeights, tree: int, acti
         dense_ffn(tokens, in_weight, in_bias, out_weight, activation) + out_bias
         for tokens, in_weight, in_bias, out_weight, out_bias in zip(
             x[order].split(counts.tolist()),
-            weights.leaf_in_weight[tree, used].unbind(),
-            weights.leaf_in_bias[tree, used].unbind(),
-            weights.leaf_out_weight[tree, used].unbind(),
-            weights.leaf_out_bias[tree, used].unbind(),
+            *(table[used].unbind() for table in weights.leaves(tree)),
             strict=True,
         )
     ]
@@ -173,11 +189,10 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str, leaves: Leaves 
     if tokens.shape[0] == 0:
         return x.clone()
     parts = []
-    for tree in range(weights.leaf_in_weight.shape[0]):
+    for tree in range(weights.n_trees):
         parts.append(leaves(tokens, route(tokens, weights, tree), weights, tree, activation))
         if weights.emitting:
             parts.append(emissions(tokens, weights, tree, activation))
     if len(weights.trunk_in_weight):
-        trunk = (weights.trunk_in_weight, weights.trunk_in_bias, weights.trunk_out_weight)
-        parts.append(dense_ffn(tokens, *trunk, activation))
+        parts.append(dense_ffn(tokens, *weights.trunk, activation))
     return (torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]).reshape(x.shape)
