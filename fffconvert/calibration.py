@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from fffconvert.activations import PausedForward, collect_inputs
 from fffconvert.batch import Batch
 from fffconvert.errors import UserError
-from fffconvert.families import family_of, ffn_inputs_of, ffn_outputs_of, read_ffns, uses_of_ffn
+from fffconvert.families import family_of, ffn_ends_of, ffn_starts_of, read_ffns, uses_of_ffn
 from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.sensitivity import sensitivities
@@ -62,7 +62,7 @@ class Calibration:
     @cached_property
     def sensitivities(self) -> list[Tensor]:
         """Of every FFN, what its errors cost, `(d_model, d_model)`; computed when first asked for."""
-        places = ffn_outputs_of(self.model, family_of(self.model.config))
+        places = ffn_ends_of(self.model, family_of(self.model.config))
         return sensitivities(self.model, places, self.batches, self.seed)
 
     @property
@@ -78,13 +78,13 @@ class Calibration:
         grow with the number of layers, but with that of an FFN's uses.
         """
         family = family_of(self.model.config)
-        places = ffn_inputs_of(self.model, family)
+        places = ffn_starts_of(self.model, family)
         if self.shares_ffns:
             found = collect_inputs(self.model, places, self.batches, self.n_tokens)
             for ffn, inputs in zip(read_ffns(self.model, family), found, strict=True):
                 yield inputs, ffn.in_chunks(inputs)
         else:
-            yield from self.read_by(self.model).through(places, ffn_outputs_of(self.model, family))
+            yield from self.read_by(self.model).through(places, ffn_ends_of(self.model, family))
 
     def read_by(self, model: PreTrainedModel) -> PausedForward:
         """A model at the start of the same text."""

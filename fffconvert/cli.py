@@ -430,9 +430,9 @@ def distill(
     quiet_libraries()
     from fffconvert import checkpoint, distillation, folders
     from fffconvert.data import read_data
+    from fffconvert.pair import check_same_tokenizer
     from fffconvert.report import fits_of
     from fffconvert.sources import source_of
-    from fffconvert.text import check_same_tokenizer
 
     folders.refuse_existing(output)
     source = source_of(task, text, data)
@@ -512,10 +512,11 @@ def evaluate(
     quiet_libraries()
     from fffconvert import checkpoint, evaluation
     from fffconvert.data import check_model, read_validations
+    from fffconvert.pair import check_same_tokenizer
     from fffconvert.scores import require_retention
     from fffconvert.sources import source_of
     from fffconvert.tasks import Task, task_for
-    from fffconvert.text import check_same_tokenizer, readable_length
+    from fffconvert.text import readable_length
 
     if min_retention is not None and teacher is None:
         raise UserError("--min-retention needs a teacher to compare with: name it with --teacher")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fffconvert.calibration import Calibration, calibrate
 from fffconvert.display import say
 from fffconvert.errors import UserError
-from fffconvert.families import Family, family_of, ffn_inputs_of, read_ffns
+from fffconvert.families import Family, family_of, ffn_starts_of, read_ffns
 from fffconvert.fff import FFF
 from fffconvert.fit import FEWEST_TOKENS, check_width, fit_layer
 from fffconvert.kernels import FFFWeights
@@ -148,7 +148,7 @@ def build(calibration: Calibration, tree: TreeShape, init: Init) -> Conversion:
     forward_pass = calibration.read_by(student)
     fits = []
     for number, (ffn, place, (theirs, target), sensitivity) in enumerate(
-        zip(ffns, ffn_inputs_of(student, family), calibration.ffns(), sensitivities, strict=True)
+        zip(ffns, ffn_starts_of(student, family), calibration.ffns(), sensitivities, strict=True)
     ):
         description = f"Fitting layer {number + 1} of {len(ffns)}"
         ours = theirs if calibration.shares_ffns else forward_pass.inputs_of(place, description)

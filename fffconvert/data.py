@@ -15,14 +15,13 @@ from fffconvert.encoding import check_rows, check_texts, texts_of, tokenized
 from fffconvert.errors import UserError
 from fffconvert.files import read_lines
 from fffconvert.heads import as_saved, check_judgeable, kind_of
-from fffconvert.recipe import MAX_LENGTH, DataSource, check_seed, check_whole
+from fffconvert.recipe import MAX_LENGTH, check_seed, check_whole
 from fffconvert.sources import (
     Source,
-    load_source,
     name_of,
-    several_splits,
+    splits_to_judge,
+    train_and_validation_splits,
     train_split,
-    validation_splits,
 )
 from fffconvert.tasks import Task, check_head
 from fffconvert.text import Text, readable_length
@@ -90,12 +89,13 @@ def read_data(
         check_whole("train_rows", train_rows, 1)
     check_seed(seed)
     config = None if model is None else as_saved(model)
-    train = train_split(source, data_dir)
+    if held_out:
+        train, validations = train_and_validation_splits(source, data_dir)
+    else:
+        train, validations = train_split(source, data_dir), {}
     task = prompted(task_of(source, train, config, labelled), prompt)
-    validations = validation_splits(source, data_dir) if held_out else {}
-    check_columns(task, validations)
-    for rows in (train, *validations.values()):
-        check_rows(task, rows)  # before any are drawn, so that a row has its number in the data
+    check_rows(task, train)  # before any are drawn, so that a row has its number in the data
+    check_splits(task, validations)
     if held_out and not validations:
         validations, train = hold_out(name_of(source), train, held_out, seed)
     elif train_rows is not None:
@@ -156,27 +156,23 @@ def read_validations(
         UserError: For data that is missing or malformed.
     """
     config = None if model is None else as_saved(model)
-    splits = validation_splits(source, data_dir)
-    if not splits and isinstance(source, DataSource) and len(found := load_source(source)) > 1:
-        raise several_splits(source, found)
-    splits = splits or {name_of(source): train_split(source, data_dir)}
+    splits = splits_to_judge(source, data_dir)
     task = prompted(task_of(source, next(iter(splits.values())), config), prompt)
     task = replace(task, validations=tuple(splits))
-    check_columns(task, splits)
-    for rows in splits.values():
-        check_rows(task, rows)
+    check_splits(task, splits)
     limit = readable_length(tokenizer, config, max_length)
     return task, {name: tokenized(task, rows, tokenizer, limit) for name, rows in splits.items()}
 
 
-def check_columns(task: Task, splits: dict[str, Dataset]) -> None:
-    """Raises a `UserError` for a split to evaluate on that lacks a column which another split has."""
+def check_splits(task: Task, splits: dict[str, Dataset]) -> None:
+    """Raises a `UserError` for splits to evaluate on that lack a column of the task, or hold what it cannot take."""
     for split, rows in splits.items():
         for column in (*task.columns, task.label):
             if column is not None and column not in rows.column_names:
                 raise UserError(
                     f"{task.name}: split {split!r} has no column {column!r}; it has {', '.join(rows.column_names)}"
                 )
+        check_rows(task, rows)
 
 
 def read_texts(

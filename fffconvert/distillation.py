@@ -16,13 +16,14 @@ from fffconvert.accelerator import process_state
 from fffconvert.activations import recording_inputs
 from fffconvert.batch import TRUTH, Batch, without_truth
 from fffconvert.errors import UserError
-from fffconvert.families import PREFIX, family_of, ffn_inputs_of
-from fffconvert.fff import FFF
-from fffconvert.heads import as_saved, check_judgeable, class_name, labels_of, reordered
+from fffconvert.families import family_of, ffn_starts_of
+from fffconvert.fff import fffs_of
+from fffconvert.heads import as_saved, check_judgeable
 from fffconvert.loader import check_tokenized, with_counted_labels
 from fffconvert.loss import distillation_loss
 from fffconvert.modeling import is_int8, refuse_converted, refuse_dense, refuse_no_model
 from fffconvert.modes import evaluating, moved
+from fffconvert.pair import check_pair
 from fffconvert.recipe import DISTILL, FINETUNE, Training
 from fffconvert.training import Loss, train
 
@@ -144,33 +145,11 @@ def check_distillable(student: PreTrainedModel, teacher: PreTrainedModel) -> Non
     check_pair(student, teacher)
     if is_int8(student.config):
         raise UserError("an int8 student cannot be trained; distil the float32 model, then quantize it")
-    if not any(isinstance(module, FFF) for module in student.modules()):
+    if not fffs_of(student):
         raise UserError(
             "the student has no tree of fffconvert's own; expected a converted model, loaded after `import fffconvert` "
             "and without trust_remote_code"
         )
-
-
-def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Raises a `UserError` for a student and a teacher whose outputs cannot be compared."""
-    our_type, their_type = (model.config.model_type.removeprefix(PREFIX) for model in (student, teacher))
-    if our_type != their_type:
-        raise UserError(
-            f"the student was made of a model of type {our_type} and the teacher's is {their_type}; expected the same"
-        )
-    for name in ("num_hidden_layers", "hidden_size", "num_labels", "vocab_size", "max_position_embeddings"):
-        ours, theirs = getattr(student.config, name, None), getattr(teacher.config, name, None)
-        if ours != theirs:
-            raise UserError(f"the student's {name} is {ours} and the teacher's {theirs}; expected the same")
-    our_labels, their_labels = (labels_of(model.config) for model in (student, teacher))
-    if reordered(our_labels, their_labels):
-        raise UserError(
-            f"the student orders its labels {', '.join(our_labels)} and the teacher {', '.join(their_labels)}; "
-            "expected one order"
-        )
-    ours, theirs = (class_name(model).partition("For")[2] for model in (student, teacher))
-    if ours not in ("", theirs):  # a student without a head is taught hidden states alone
-        raise UserError(f"the student is made For{ours} and the teacher is not; expected the same head")
 
 
 @contextmanager
@@ -182,7 +161,7 @@ def comparing(
     family = family_of(teacher.config)
     with ExitStack() as stack:
         ours, theirs = (
-            [stack.enter_context(recording_inputs(place)) for place in ffn_inputs_of(model, family)]
+            [stack.enter_context(recording_inputs(place)) for place in ffn_starts_of(model, family)]
             for model in (student, teacher)
         )
 

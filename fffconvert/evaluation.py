@@ -11,7 +11,6 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fffconvert.distillation import check_pair
 from fffconvert.errors import UserError
 from fffconvert.heads import HEAD_BY_KIND, class_name
 from fffconvert.inference import embed, hidden_error, predict
@@ -19,6 +18,7 @@ from fffconvert.labels import IGNORED
 from fffconvert.loader import check_tokenized
 from fffconvert.metrics import Answers
 from fffconvert.modeling import refuse_no_model
+from fffconvert.pair import check_pair
 from fffconvert.scores import (
     Outputs,
     Scores,

@@ -134,6 +134,7 @@ class _ExportedFFF(nn.Module):
 
 def leaves_in_blocks(x: Tensor, leaf: Tensor, weights: FFFWeights, tree: int, activation: str) -> Tensor:
     """`reference.leaves_forward` without a loop: `(n_tokens, d_model)`, from `leaf` `(n_tokens,)`."""
+
     def few(x: Tensor, leaf: Tensor, *tables: Tensor) -> Tensor:
         return block_ffn(x[:, None], leaf, tables, activation)[:, 0]
 

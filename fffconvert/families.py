@@ -207,12 +207,12 @@ def layers_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
     return layers
 
 
-def ffn_inputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
+def ffn_starts_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
     """The modules whose input is the input of an FFN, first layer to last."""
     return [layer.get_submodule(family.place) for layer in layers_of(model, family)]
 
 
-def ffn_outputs_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
+def ffn_ends_of(model: PreTrainedModel, family: Family) -> list[nn.Module]:
     """The modules of a dense model whose output is the output of an FFN, first layer to last."""
     return [layer.get_submodule(family.down) for layer in layers_of(model, family)]
 

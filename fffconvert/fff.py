@@ -110,3 +110,8 @@ class FFF(nn.Module):
         facts = {**self.shape.to_dict(), "gated": self.shape.gated}
         shape = ", ".join(f"{name}={value}" for name, value in facts.items())
         return f"d_model={self.d_model}, {shape}, activation={self.activation!r}"
+
+
+def fffs_of(model: nn.Module) -> list[FFF]:
+    """The fast feedforward layers of a converted model, first to last."""
+    return [module for module in model.modules() if isinstance(module, FFF)]

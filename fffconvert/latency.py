@@ -9,7 +9,7 @@ from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +25,18 @@ from fffconvert.errors import first_line
 from fffconvert.families import (
     Family,
     family_of,
-    ffn_inputs_of,
+    ffn_starts_of,
     layers_of,
     longest_text,
     random_ids,
 )
-from fffconvert.fff import FFF
+from fffconvert.fff import FFF, fffs_of
 from fffconvert.kernels import reference
 from fffconvert.machine import machine_name
 from fffconvert.modeling import refuse_dense, refuse_no_model
 from fffconvert.modes import evaluating
-from fffconvert.twins import LIMIT, check_original, models_beside, untrained_twin
+from fffconvert.pair import check_original
+from fffconvert.twins import LIMIT, models_beside, untrained_twin
 
 Layer = Callable[[Tensor], object]
 
@@ -192,12 +193,11 @@ def time_models(
 
 def layers_beside(models: Mapping[str, PreTrainedModel], family: Family) -> dict[str, Sequence[Layer]]:
     """The FFNs of these models, first layer to last, and those of the converted one in plain PyTorch too."""
-    fffs = cast(list[FFF], ffn_inputs_of(models["converted"], family))
-    layers = with_reference(dense_ffns(models["dense"], family), fffs)
+    layers = with_reference(dense_ffns(models["dense"], family), fffs_of(models["converted"]))
     if "dense oneDNN" in models:
         layers["dense oneDNN"] = dense_ffns(models["dense oneDNN"], family)
     if "narrow" in models:
-        layers["narrow"] = ffn_inputs_of(models["narrow"], family)
+        layers["narrow"] = fffs_of(models["narrow"])
     return layers
 
 
@@ -205,7 +205,7 @@ def inputs_of_layers(model: PreTrainedModel, family: Family, n_tokens: int) -> l
     """What each FFF really gets, `(n_tokens, d_model)`; of one that layers share, in the middle one of these."""
     length = min(64, longest_text(model.config))
     with ExitStack() as stack:
-        recorded = [stack.enter_context(recording_inputs(place)) for place in ffn_inputs_of(model, family)]
+        recorded = [stack.enter_context(recording_inputs(place)) for place in ffn_starts_of(model, family)]
         model(input_ids=random_ids(model, -(-n_tokens // length), length))
     return [inputs[len(inputs) // 2].flatten(0, 1)[:n_tokens] for inputs in recorded]
 
@@ -218,7 +218,7 @@ def in_pieces(inputs: Sequence[Tensor], n_tokens: int) -> list[Sequence[Tensor]]
 def dense_ffns(dense: PreTrainedModel, family: Family) -> list[nn.Module]:
     """The FFNs of a dense model as modules of their own, first layer to last."""
     if not family.bypassed:  # the place is the whole FFN
-        return ffn_inputs_of(dense, family)
+        return ffn_starts_of(dense, family)
     activation = ACT2FN[getattr(dense.config, family.activation)]
     return [
         nn.Sequential(layer.get_submodule(family.up), activation, layer.get_submodule(family.down))

@@ -28,11 +28,10 @@ from fffconvert.families import (
     PREFIX,
     Family,
     family_of,
-    ffn_inputs_of,
     replace_ffns,
     replace_projections,
 )
-from fffconvert.fff import FFF
+from fffconvert.fff import FFF, fffs_of
 from fffconvert.int8 import Int8Linear
 from fffconvert.projection import Projection
 from fffconvert.remote import flat_source
@@ -149,9 +148,8 @@ class _FFFMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[m
     def initialize_weights(self) -> None:
         """Draws what a checkpoint lacks; `transformers` knows no FFF layer and would leave what memory holds."""
         super().initialize_weights()
-        for module in self.modules():
-            if isinstance(module, FFF):
-                module.reset_parameters()
+        for fff in fffs_of(self):
+            fff.reset_parameters()
 
 
 def install(model: PreTrainedModel, family: Family) -> None:
@@ -162,15 +160,15 @@ def install(model: PreTrainedModel, family: Family) -> None:
     replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
     if config.int8_projections:
         replace_projections(model, family, lambda layer: Int8Linear(layer.in_features, layer.out_features))
-        trees_to_bfloat16(model, family)
+        trees_to_bfloat16(model)
     else:
         replace_projections(model, family, Projection.of)
 
 
-def trees_to_bfloat16(model: PreTrainedModel, family: Family) -> None:
+def trees_to_bfloat16(model: PreTrainedModel) -> None:
     """Stores the trees of an int8 model in bfloat16; `from_pretrained` keeps the dtype that it finds in a new model."""
-    for tree in ffn_inputs_of(model, family):
-        tree.bfloat16()
+    for fff in fffs_of(model):
+        fff.bfloat16()
 
 
 @cache

@@ -45,7 +45,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
     quantized.config.int8_projections = True
     family = family_of(model.config)
     replace_projections(quantized, family, Int8Linear.from_linear)
-    trees_to_bfloat16(quantized, family)
+    trees_to_bfloat16(quantized)
     return quantized.eval()
 
 

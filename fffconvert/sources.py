@@ -52,17 +52,35 @@ def train_split(source: Source, data_dir: Path | str | None) -> Dataset:
         return load_task(source, data_dir, ("train",))["train"]
     if isinstance(source, Path):
         return Dataset.from_dict({"text": list(read_lines(source))})
-    found = load_source(source)
-    return found[_train_name(source, found)]
+    return _train_of(source, load_source(source))
 
 
-def validation_splits(source: Source, data_dir: Path | str | None) -> dict[str, Dataset]:
-    """The rows to evaluate on by split; empty where there is a training split alone."""
+def train_and_validation_splits(
+    source: Source, data_dir: Path | str | None
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """The rows to train on, and those to evaluate on by split, of which there may be none."""
+    if isinstance(source, DataSource):
+        found = load_source(source)
+        return _train_of(source, found), _validations_of(source, found)
+    validations = load_task(source, data_dir, source.validations) if isinstance(source, Task) else {}
+    return train_split(source, data_dir), validations
+
+
+def splits_to_judge(source: Source, data_dir: Path | str | None) -> dict[str, Dataset]:
+    """The rows to evaluate on by split: all rows where there are no splits."""
     if isinstance(source, Task):
         return load_task(source, data_dir, source.validations)
     if isinstance(source, Path):
-        return {}
+        return {name_of(source): train_split(source, data_dir)}
     found = load_source(source)
+    if splits := _validations_of(source, found):
+        return splits
+    if len(found) > 1:
+        raise _several_splits(source, found)
+    return {name_of(source): _train_of(source, found)}
+
+
+def _validations_of(source: DataSource, found: DatasetDict) -> dict[str, Dataset]:
     if source.validation is not None:
         return {source.validation: _split(source, found, source.validation)}
     train = source.train or "train"
@@ -70,16 +88,15 @@ def validation_splits(source: Source, data_dir: Path | str | None) -> dict[str, 
     return {name: found[name] for name in names[:1]}
 
 
-def _train_name(source: DataSource, found: DatasetDict) -> str:
+def _train_of(source: DataSource, found: DatasetDict) -> Dataset:
     if source.train is not None:
-        _split(source, found, source.train)
-        return source.train
+        return _split(source, found, source.train)
     if "train" not in found and len(found) > 1:
-        raise several_splits(source, found)
-    return "train" if "train" in found else next(iter(found))
+        raise _several_splits(source, found)
+    return found["train"] if "train" in found else next(iter(found.values()))
 
 
-def several_splits(source: DataSource, found: DatasetDict) -> UserError:
+def _several_splits(source: DataSource, found: DatasetDict) -> UserError:
     """What says that data has several splits and none was named."""
     return UserError(
         f"{source.path} has the splits {', '.join(found)}; say which with --split (in a recipe: data.train)"

@@ -16,7 +16,6 @@ Text = str | tuple[str, str]
 """A text, or a pair of them for a model that reads two."""
 
 FEW_CUT = 0.01  # of the texts: of fewer that are cut nobody needs to hear
-PROBE = "Is THIS naïve text read the same way, 1 or 2 times?"  # of which two tokenizers make the same tokens, or not
 
 
 def readable_length(
@@ -40,14 +39,6 @@ def readable_length(
     if limit < max_length != MAX_LENGTH:
         say(f"Texts are cut at {limit} tokens: the model reads no more")
     return min(limit, max_length)
-
-
-def check_same_tokenizer(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
-    """Raises a `UserError` for a student and a teacher that read a text as different tokens."""
-    if ours.get_vocab() != theirs.get_vocab() or ours(PROBE)["input_ids"] != theirs(PROBE)["input_ids"]:
-        raise UserError(
-            "the student's tokenizer reads a text as other tokens than the teacher's; expected one tokenizer for both"
-        )
 
 
 def say_if_cut(what: str, lengths: Iterable[int], limit: int) -> None:

@@ -25,7 +25,7 @@ from fffconvert.accelerator import make_accelerator, own_accelerate, tracked
 from fffconvert.batch import Batch
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
-from fffconvert.fff import FFF
+from fffconvert.fff import fffs_of
 from fffconvert.loader import EpochSampler, check_tokenized, loader_of, shared_batch_size, steps_from
 from fffconvert.modeling import refuse_inference
 from fffconvert.modes import own_forward, undivided
@@ -151,10 +151,9 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
     the same length out of signal and of noise, and the noise would undo what the closed form fitted.
     """
     rates = {
-        parameter: learning_rate * module.shape.n_leaves**-0.5
-        for module in model.modules()
-        if isinstance(module, FFF)
-        for name, parameter in module.named_parameters(recurse=False)
+        parameter: learning_rate * fff.shape.n_leaves**-0.5
+        for fff in fffs_of(model)
+        for name, parameter in fff.named_parameters(recurse=False)
         if name.startswith("leaf_")
     }
     groups: dict[float, list[nn.Parameter]] = {}

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fffconvert.errors import UserError
 from fffconvert.families import Family, family_of, layers_of, replace_projections
 from fffconvert.modeling import config_with, counterpart, dense_class_of, is_int8, shape_of
 from fffconvert.projection import ONEDNN, Projection
@@ -60,21 +59,3 @@ def without_ffns(model: PreTrainedModel) -> PreTrainedModel:
     for layer in layers_of(twin, family):
         layer.set_submodule(family.place, nn.Identity())
     return twin
-
-
-def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
-    """Raises a `UserError` for a dense model that cannot be the converted one's original."""
-    family = family_of(model.config)
-    if dense.config.model_type != family.model_type:
-        raise UserError(
-            f"the dense model is of type {dense.config.model_type!r}; expected {family.model_type!r}"
-        )
-    for name in (family.d_model, family.n_neurons, "num_hidden_layers", "vocab_size"):
-        ours, theirs = getattr(model.config, name), getattr(dense.config, name)
-        if ours != theirs:
-            raise UserError(
-                f"{name} is {ours} in the converted model and {theirs} in the dense one; expected the same"
-            )
-    expected = dense_class_of(type(model))
-    if type(dense) is not expected:
-        raise UserError(f"the dense model is a {type(dense).__name__}; expected a {expected.__name__}")

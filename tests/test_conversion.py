@@ -25,7 +25,7 @@ from fffconvert import conversion
 from fffconvert.calibration import calibrate
 from fffconvert.conversion import HELD_OUT, Conversion, convert
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES, ffn_inputs_of, read_ffns
+from fffconvert.families import FAMILIES, ffn_starts_of, read_ffns
 from fffconvert.fff import FFF
 from fffconvert.fit import fit_layer
 from fffconvert.recipe import Init
@@ -114,7 +114,7 @@ def test_fit_is_what_the_layer_does_on_held_out_tokens(
     made = converted(classifier, tokenizer, seed=3)
     calibration = calibrate(classifier, tokenizer, sentences(60), 300, seed=3)
     ffns = read_ffns(classifier, FAMILIES["bert"])
-    places = ffn_inputs_of(made.model, FAMILIES["bert"])
+    places = ffn_starts_of(made.model, FAMILIES["bert"])
     forward_pass = calibration.read_by(made.model)
     ours_all = [forward_pass.inputs_of(place, "") for place in places]
     theirs_all = [inputs for inputs, _ in calibration.ffns()]

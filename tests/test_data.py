@@ -17,7 +17,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrai
 from fffconvert.data import read_data, read_texts, read_validations
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
-from fffconvert.sources import validation_splits
+from fffconvert.sources import splits_to_judge
 
 
 def test_train_rows_are_drawn_where_there_is_a_split_to_evaluate_on_too(
@@ -73,8 +73,8 @@ def test_several_splits_and_none_to_train_on(tmp_path: Path, tokenizer: PreTrain
     source = DataSource(str(tmp_path))
     with pytest.raises(UserError, match="has the splits validation, test; say which with --split"):
         read_data(source, tokenizer, None)
-    assert list(validation_splits(source, None)) == ["validation"]  # which nothing is trained for
-    assert list(validation_splits(replace(source, train="validation"), None)) == ["test"]
+    assert list(splits_to_judge(source, None)) == ["validation"]  # which nothing is trained for
+    assert list(splits_to_judge(replace(source, train="validation"), None)) == ["test"]
 
 
 def test_what_was_trained_on_is_not_judged_without_a_word(

@@ -22,7 +22,7 @@ from fffconvert.families import (
     FAMILIES,
     count_ffns,
     family_of,
-    ffn_inputs_of,
+    ffn_starts_of,
     layers_of,
     longest_text,
     read_ffns,
@@ -88,7 +88,7 @@ def test_ffn_read_is_the_ffn_that_the_model_runs(model_type: str, tokenizer: Pre
     family = FAMILIES[model_type]
     n_uses = 0
     for ffn, layer, place in zip(
-        read_ffns(model, family), layers_of(model, family), ffn_inputs_of(model, family), strict=True
+        read_ffns(model, family), layers_of(model, family), ffn_starts_of(model, family), strict=True
     ):
         outputs: list[Tensor] = []
         layer.get_submodule(family.down).register_forward_hook(lambda _m, _x, y, seen=outputs: seen.append(y))
@@ -193,7 +193,7 @@ def test_info_and_benchmark(
     dense = tiny_model(model_type)
     student = converted(dense, tokenizer, TreeShape(2, 3, linear=False))
     family = FAMILIES[model_type]
-    ffn = ffn_inputs_of(student, family)[0]
+    ffn = ffn_starts_of(student, family)[0]
     found = info(folder_of(student))
     assert found.ffn_parameters == sum(tensor.numel() for tensor in ffn.state_dict().values())
     assert found.n_ffns == len(layers_of(dense, family))

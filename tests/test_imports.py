@@ -25,8 +25,8 @@ families fit int8 loader resumption
 activations modeling text
 encoding export sensitivity training
 calibration onnx_runtime
-card conversion distillation estimate quantization registration
-inference report scores sources twins
+card conversion estimate pair quantization registration
+distillation inference report scores sources twins
 checkpoint columns evaluation latency
 hub inspection workspace
 comparison data tables

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from fffconvert.activations import recording_inputs
-from fffconvert.families import FAMILIES, ffn_outputs_of
+from fffconvert.families import FAMILIES, ffn_ends_of
 from fffconvert.sensitivity import differentiable, projection, sensitivities
 from fffconvert.text import encode
 
@@ -31,7 +31,7 @@ def test_sensitivity_tells_what_an_error_does_to_the_logits(
     classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     batch = dict(tokenizer.pad(encode(tokenizer, sentences(8), 16), return_tensors="pt"))
-    places = ffn_outputs_of(classifier, FAMILIES["bert"])
+    places = ffn_ends_of(classifier, FAMILIES["bert"])
     found = sensitivities(classifier, places, [batch] * 600, seed=0)
     assert [tuple(each.shape) for each in found] == [(16, 16)] * len(places)
     for number, place in enumerate(places):
@@ -68,7 +68,7 @@ def test_sensitivities_leave_the_model_as_it_was(
 ) -> None:
     batch = dict(tokenizer.pad(encode(tokenizer, sentences(4), 16), return_tensors="pt"))
     classifier.train().requires_grad_(False)
-    places = ffn_outputs_of(classifier, FAMILIES["bert"])
+    places = ffn_ends_of(classifier, FAMILIES["bert"])
     first, again = (sensitivities(classifier, places, [batch], seed=1) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     assert classifier.training
@@ -79,7 +79,7 @@ def test_sensitivities_leave_the_model_as_it_was(
 def test_a_configuration_may_give_an_ffn_a_few_tokens_at_a_time(tokenizer: PreTrainedTokenizerFast) -> None:
     batch = dict(tokenizer.pad(encode(tokenizer, sentences(4), 16), return_tensors="pt"))
     model = tiny_model("bert", "AutoModelForSequenceClassification")
-    places = ffn_outputs_of(model, FAMILIES["bert"])
+    places = ffn_ends_of(model, FAMILIES["bert"])
     (whole, *_) = sensitivities(model, places, [batch], seed=1)
     for layer in model.bert.encoder.layer:
         layer.chunk_size_feed_forward = 7  # of which the batch is no multiple
@@ -95,7 +95,7 @@ def test_words_of_a_vocabulary_are_differentiated_a_few_texts_at_a_time(
     monkeypatch.setattr("fffconvert.sensitivity.BATCH_SIZE_OF_WORDS", 2)
     for head, expected in (("", [5]), ("ForMaskedLM", [2, 2, 1])):
         model = tiny_model("bert", f"AutoModel{head}")
-        places = ffn_outputs_of(model, FAMILIES["bert"])
+        places = ffn_ends_of(model, FAMILIES["bert"])
         with recording_inputs(places[0]) as recorded:
             sensitivities(model, places, [batch], seed=0)
         assert [len(inputs) for inputs in recorded] == expected

@@ -49,8 +49,9 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str, leaves: list[Te
     for tree, leaf in enumerate(leaves):
         order = leaf.argsort(stable=True)
         tokens, sorted_leaf = x[order], leaf[order]
-        *ffn, out_bias = w.leaves(tree)
-        out = out_bias[sorted_leaf] + _grouped_ffn(tokens, sorted_leaf, *ffn, activation)
+        in_weight, in_bias, out_weight, out_bias = w.leaves(tree)
+        out = _grouped_ffn(tokens, sorted_leaf, in_weight, in_bias, out_weight, activation)
+        out = out + out_bias[sorted_leaf]
         for level in range(depth if w.emitting else 0):  # an FFN of one neuron for every node of the level
             nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
             ffn = (w.router_weight[tree, nodes, None], w.router_bias[tree, nodes, None],
