@@ -22,17 +22,16 @@ if TYPE_CHECKING:
     from fffconvert.checkpoint import load as load
     from fffconvert.checkpoint import save as save
     from fffconvert.conversion import Conversion as Conversion
-    from fffconvert.conversion import LayerFit as LayerFit
     from fffconvert.conversion import convert as convert
     from fffconvert.data import Data as Data
     from fffconvert.data import read_data as read_data
     from fffconvert.data import read_validations as read_validations
     from fffconvert.distillation import distill as distill
-    from fffconvert.distillation import finetune as finetune
     from fffconvert.errors import UserError as UserError
     from fffconvert.evaluation import evaluate as evaluate
     from fffconvert.export import export_onnx as export_onnx
     from fffconvert.fff import FFF as FFF
+    from fffconvert.finetuning import finetune as finetune
     from fffconvert.hub import Push as Push
     from fffconvert.hub import push as push
     from fffconvert.inspection import Info as Info
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from fffconvert.recipe import Recipe as Recipe
     from fffconvert.recipe import Training as Training
     from fffconvert.recipe import load_recipe as load_recipe
+    from fffconvert.report import LayerFit as LayerFit
     from fffconvert.scores import Scores as Scores
     from fffconvert.tasks import TASKS as TASKS
     from fffconvert.tasks import Task as Task
@@ -57,19 +57,21 @@ __version__ = "0.1.0"
 _NAMES = {
     "calibration": ("calibrate",),
     "checkpoint": ("Loaded", "load", "save"),
-    "conversion": ("Conversion", "LayerFit", "convert"),
+    "conversion": ("Conversion", "convert"),
     "data": ("Data", "read_data", "read_validations"),
-    "distillation": ("distill", "finetune"),
+    "distillation": ("distill",),
     "errors": ("UserError",),
     "evaluation": ("evaluate",),
     "export": ("export_onnx",),
     "fff": ("FFF",),
+    "finetuning": ("finetune",),
     "hub": ("Push", "push"),
     "inspection": ("Info", "env", "info"),
     "latency": ("Latency", "benchmark"),
     "pipeline": ("Result", "run"),
     "quantization": ("quantize",),
     "recipe": ("DataSource", "Recipe", "Training", "load_recipe"),
+    "report": ("LayerFit",),
     "scores": ("Scores",),
     "tasks": ("TASKS", "Task"),
     "tree": ("TreeShape",),

@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from fffconvert.activations import PausedForward, collect_inputs
 from fffconvert.batch import Batch
+from fffconvert.configuration import refuse_converted
 from fffconvert.errors import UserError
 from fffconvert.families import family_of, ffn_ends_of, ffn_starts_of, read_ffns, uses_of_ffn
-from fffconvert.modeling import refuse_converted
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.sensitivity import sensitivities
 from fffconvert.text import Text, encode, is_text, readable_length, say_if_cut

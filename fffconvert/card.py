@@ -9,8 +9,8 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from fffconvert.configuration import dense_neurons, is_int8, shape_of
 from fffconvert.heads import Kind, kind_of
-from fffconvert.modeling import dense_neurons, is_int8, shape_of
 from fffconvert.tasks import TASKS
 
 TEMPLATE = Path(__file__).with_name("card.md")

@@ -19,17 +19,17 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from fffconvert import modeling
 from fffconvert.card import dense_card, model_card
+from fffconvert.configuration import is_converted, refuse_converted, shape_of
 from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError, first_line
 from fffconvert.families import family_of, longest_text
 from fffconvert.folders import new_folder
 from fffconvert.heads import HEAD_BY_KIND, Kind, as_saved, kind_of, labels_of, names_labels, reordered
-from fffconvert.recipe import Recipe
+from fffconvert.recipe import RECIPE, Recipe
 from fffconvert.report import write_report
 from fffconvert.sentence import SentenceModules, pools, read_modules
 from fffconvert.tasks import Task
 
-RECIPE = "recipe.yaml"  # how a model was made
 FARTHEST = 2  # levels of folders that a mistyped name is looked for below the first that is there
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 """What `transformers` raises for files that are missing, malformed, or make no sense together."""
@@ -98,7 +98,7 @@ def load_for_task(name: str, task: Task, seed: int) -> Loaded:
         UserError: As `load` does, and for a converted model.
     """
     config = load_config(name)
-    modeling.refuse_converted(config)
+    refuse_converted(config)
     family_of(config)
     before = labels_of(config)
     cls = give_head(config, task)
@@ -186,8 +186,8 @@ def head_class(name: str, config: PreTrainedConfig) -> Any:
         UserError: For a class that is not there, or a model type without a family.
     """
     architecture = config.architectures[0] if config.architectures else None
-    if modeling.is_converted(config):
-        modeling.shape_of(config)
+    if is_converted(config):
+        shape_of(config)
         home: Any = modeling
     else:
         family_of(config)
@@ -342,7 +342,7 @@ def save(
             (beside / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         if report is not None:
             write_report(beside, report)
-        converted = modeling.is_converted(loaded.model.config)
+        converted = is_converted(loaded.model.config)
         if converted:
             card = model_card(
                 loaded.model.config,

@@ -250,7 +250,7 @@ def finetune(
     fffconvert finetune bert-base-uncased teacher --data train.csv --label-column stars
     """
     quiet_libraries()
-    from fffconvert import checkpoint, distillation, folders
+    from fffconvert import checkpoint, finetuning, folders
     from fffconvert.data import read_data
     from fffconvert.sources import source_of
 
@@ -267,7 +267,7 @@ def finetune(
     )
     loaded = checkpoint.load_for_task(model, found.task, seed)
     with checkpoints_of(output) as checkpoints:
-        distillation.finetune(
+        finetuning.finetune(
             loaded.model,
             loaded.tokenizer,
             found.rows,
@@ -334,7 +334,8 @@ def convert(
     fffconvert convert bert-base-uncased student --calibration my-texts.txt
     """
     quiet_libraries()
-    from fffconvert import checkpoint, conversion, folders, modeling
+    from fffconvert import checkpoint, conversion, folders
+    from fffconvert.configuration import dense_neurons, shape_of
     from fffconvert.dry_run import estimate_conversion
 
     if dry_run and int8:
@@ -360,7 +361,7 @@ def convert(
     if int8:
         show_int8(report["int8"])
     config = made.model.config
-    neurons = active(modeling.shape_of(config).active_neurons, modeling.dense_neurons(config))
+    neurons = active(shape_of(config).active_neurons, dense_neurons(config))
     display.say(f"The converted model is in {output}; every token uses {neurons} in each layer")
 
 

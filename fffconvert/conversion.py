@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.calibration import Calibration, calibrate
+from fffconvert.configuration import refuse_converted
 from fffconvert.display import say
 from fffconvert.errors import UserError
 from fffconvert.families import Family, family_of, ffn_starts_of, read_ffns
@@ -19,43 +19,21 @@ from fffconvert.fff import FFF
 from fffconvert.fit import FEWEST_TOKENS, check_width, fit_layer
 from fffconvert.kernels import FFFWeights
 from fffconvert.modeling import (
+    check_is_model,
     config_class,
     config_with,
     counterpart,
     dense_class_of,
     model_class,
-    refuse_converted,
     refuse_inference,
-    refuse_no_model,
 )
 from fffconvert.modes import pytorch_defaults
 from fffconvert.recipe import CALIBRATION_TOKENS, MAX_LENGTH, Init, check_init, check_seed, check_whole
+from fffconvert.report import LayerFit
 from fffconvert.text import Text
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
 HELD_OUT = 0.1  # of the calibration tokens, to judge the fit on
-
-
-@dataclass(frozen=True)
-class LayerFit:
-    """How well one layer was fitted.
-
-    Attributes:
-        layer: Its number, from 0; layers that share one FFN (ALBERT) count once.
-        error: Squared error of its output on held-out tokens, relative to that of the mean output (so the
-            control without an FFN has about 1). What is asked of a layer includes mending the errors of those below.
-        smallest_leaf: Share of the calibration tokens in the leaf with the fewest.
-        largest_leaf: Share in the leaf with the most. Balanced leaves have `1 / n_leaves` each.
-    """
-
-    layer: int
-    error: float
-    smallest_leaf: float
-    largest_leaf: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `report.json` holds them."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -97,7 +75,7 @@ def convert(
         UserError: For a model that cannot be converted, no text, a shape that the model cannot fill, or a seed out
             of range.
     """
-    refuse_no_model(model)
+    check_is_model(model)
     refuse_converted(model.config)
     refuse_own_class(type(model))
     refuse_inference(model)

@@ -1,4 +1,4 @@
-"""Making a teacher, and teaching a student what the teacher does."""
+"""Teaching a student what its teacher does."""
 
 from __future__ import annotations
 
@@ -14,71 +14,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.accelerator import process_state
 from fffconvert.activations import recording_inputs
-from fffconvert.batch import TRUTH, Batch, without_truth
+from fffconvert.batch import Batch, without_truth
+from fffconvert.configuration import is_int8, refuse_converted, refuse_dense
 from fffconvert.errors import UserError
 from fffconvert.families import family_of, ffn_starts_of
 from fffconvert.fff import fffs_of
 from fffconvert.heads import as_saved, check_judgeable
-from fffconvert.loader import check_tokenized, with_counted_labels
 from fffconvert.loss import distillation_loss
-from fffconvert.modeling import is_int8, refuse_converted, refuse_dense, refuse_no_model
+from fffconvert.modeling import check_is_model
 from fffconvert.modes import evaluating, moved
 from fffconvert.pair import check_pair
-from fffconvert.recipe import DISTILL, FINETUNE, Training
+from fffconvert.recipe import DISTILL, Training
 from fffconvert.training import Loss, train
-
-
-def finetune(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    settings: Training = FINETUNE,
-    *,
-    seed: int = 0,
-    checkpoints: Path | str | None = None,
-    log_with: str | None = None,
-) -> None:
-    """Trains a model with a head on labelled rows, in place, to make a teacher: float32, on the CPU when it is done.
-
-    The generators of PyTorch, NumPy and Python are seeded anew. A loss over tokens is the mean of its batch: with
-    gradient accumulation or several processes the means count alike, however many tokens each is of.
-
-    Args:
-        model: A model whose forward computes a loss from `labels`.
-        tokenizer: Pads the rows.
-        rows: Tokenized rows with `labels` and `length` (see `fffconvert.encoding.tokenized`). Of rows with a label
-            for each token those are left out in which none counts.
-        settings: Epochs, learning rate and so on.
-        seed: Decides the order of the rows and dropout.
-        checkpoints: Folder for checkpoints; the newest in it is resumed. Delete it when the model is saved.
-        log_with: A tracker that Accelerate knows.
-
-    Raises:
-        UserError: For rows without labels.
-        UserError, NotWritten: As `fffconvert.training.train` does.
-    """
-    refuse_no_model(model)
-    check_tokenized(rows)
-    if not set(TRUTH) & set(rows.column_names):
-        raise UserError(
-            "the rows have no labels; expected a column `labels`, or `start_positions` and `end_positions`"
-        )
-
-    def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        value: Tensor = wrapped(**batch, return_dict=True).loss
-        return value, {"loss": value}
-
-    train(
-        model,
-        with_counted_labels(rows),
-        tokenizer,
-        loss,
-        settings,
-        description="Fine-tuning the teacher",
-        seed=seed,
-        checkpoints=checkpoints,
-        log_with=log_with,
-    )
 
 
 def distill(
@@ -138,7 +85,7 @@ def distill(
 def check_distillable(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raises a `UserError` for a student that cannot be trained, or a teacher that is not dense or not its own."""
     for model in (student, teacher):
-        refuse_no_model(model)
+        check_is_model(model)
     refuse_dense(student.config)
     refuse_converted(teacher.config)
     check_judgeable(as_saved(student), "the student")

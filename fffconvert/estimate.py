@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fffconvert.configuration import dense_neurons, refuse_converted
 from fffconvert.dense import DenseFFN
 from fffconvert.families import family_of, longest_text, random_ids, read_ffns, uses_of_ffn
 from fffconvert.fit import fit_layer
-from fffconvert.modeling import config_class, config_with, dense_neurons, model_class, refuse_converted
+from fffconvert.modeling import config_class, config_with, model_class
 from fffconvert.projection import WithOneDNN
 from fffconvert.recipe import Init
 from fffconvert.sensitivity import SENSITIVITY_TOKENS

@@ -17,7 +17,7 @@ from fffconvert.inference import embed, hidden_error, predict
 from fffconvert.labels import IGNORED
 from fffconvert.loader import check_tokenized
 from fffconvert.metrics import Answers
-from fffconvert.modeling import refuse_no_model
+from fffconvert.modeling import check_is_model
 from fffconvert.pair import check_pair
 from fffconvert.scores import (
     Outputs,
@@ -129,7 +129,7 @@ def check_judged(task: Task, validations: dict[str, Dataset], teacher: PreTraine
 
 def check_comparable(task: Task, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
     """Raises a `UserError` for a model whose head is not the task's, or a teacher that it cannot be compared with."""
-    refuse_no_model(model)
+    check_is_model(model)
     head, ours = HEAD_BY_KIND.get(task.kind, ""), class_name(model)
     if not ours.endswith(head):
         raise UserError(f"{task.name} asks for a model {head} ({task.kind}); this one is a {ours}")

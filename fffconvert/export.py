@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fffconvert.configuration import is_int8
 from fffconvert.errors import UserError, first_line
 from fffconvert.families import chooses_among_texts
 from fffconvert.fff import FFF
 from fffconvert.kernels import FFFWeights, reference
-from fffconvert.modeling import is_int8, refuse_no_model
+from fffconvert.modeling import check_is_model
 from fffconvert.modes import undivided
 
 BLOCK = 8  # tokens
@@ -75,7 +76,7 @@ def export_onnx(model: PreTrainedModel, file: Path | str, inputs: Sequence[str] 
 
 def check_exportable(model: PreTrainedModel) -> None:
     """Raises a `UserError` for a model that cannot be exported, or where the extra `onnx` is not installed."""
-    refuse_no_model(model)
+    check_is_model(model)
     if is_int8(model.config):
         raise UserError("an int8 model has no graph; export the model that it was made from")
     if chooses_among_texts(model):

@@ -9,10 +9,12 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from fffconvert.checkpoint import RECIPE, load_config
+from fffconvert.checkpoint import load_config
+from fffconvert.configuration import refuse_dense
 from fffconvert.display import say
 from fffconvert.errors import UserError, first_line
-from fffconvert.modeling import CODE, refuse_dense
+from fffconvert.modeling import CODE
+from fffconvert.recipe import RECIPE
 from fffconvert.report import REPORT
 from fffconvert.sentence import KEPT
 

@@ -20,13 +20,13 @@ from transformers.utils.generic import ModelOutput
 
 from fffconvert.accelerator import make_accelerator, own_accelerate, process_state
 from fffconvert.batch import Batch, to_device, without_truth
+from fffconvert.configuration import is_int8
 from fffconvert.display import progress_bar
 from fffconvert.errors import UserError
 from fffconvert.labels import IGNORED
 from fffconvert.loader import loader_of
 from fffconvert.loss import hidden_errors
 from fffconvert.metrics import Answers
-from fffconvert.modeling import is_int8
 from fffconvert.modes import evaluating, moved
 from fffconvert.projection import onednn_on
 from fffconvert.sentence import embeddings

@@ -11,10 +11,10 @@ import torch
 
 from fffconvert import kernels
 from fffconvert.checkpoint import load_config
+from fffconvert.configuration import dense_neurons, is_converted, is_int8, shape_of
 from fffconvert.families import count_ffns, family_of
-from fffconvert.machine import processor_name
-from fffconvert.modeling import dense_neurons, is_converted, is_int8, shape_of
-from fffconvert.report import fits_of, versions
+from fffconvert.machine import processor_name, versions
+from fffconvert.report import fits_of
 from fffconvert.tree import TreeShape
 
 OPTIONAL = ("onnxruntime", "sentence-transformers", "triton")

@@ -20,6 +20,7 @@ from transformers.activations import ACT2FN
 from fffconvert import onnx_runtime
 from fffconvert.activations import recording_inputs
 from fffconvert.clock import Run, thread_counts, time_in_turn, using_threads
+from fffconvert.configuration import refuse_dense
 from fffconvert.display import say, track
 from fffconvert.errors import first_line
 from fffconvert.families import (
@@ -33,7 +34,7 @@ from fffconvert.families import (
 from fffconvert.fff import FFF, fffs_of
 from fffconvert.kernels import reference
 from fffconvert.machine import machine_name
-from fffconvert.modeling import refuse_dense, refuse_no_model
+from fffconvert.modeling import check_is_model
 from fffconvert.modes import evaluating
 from fffconvert.pair import check_original
 from fffconvert.twins import LIMIT, models_beside, untrained_twin
@@ -117,7 +118,7 @@ def benchmark(
     Raises:
         UserError: For a model that is not converted, or an original of another family or size.
     """
-    refuse_no_model(model)
+    check_is_model(model)
     refuse_dense(model.config)
     family = family_of(model.config)
     dense = dense or untrained_twin(model)

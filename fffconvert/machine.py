@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -28,3 +29,9 @@ def processor_name() -> str:
 def machine_name() -> str:
     """The processor, the threads that PyTorch has there, and its version."""
     return f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a result."""
+    packages = ("fffconvert", "torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
+    return {package: metadata.version(package) for package in packages}

@@ -22,6 +22,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
 
+from fffconvert.configuration import is_int8, shape_of
 from fffconvert.errors import UserError
 from fffconvert.families import (
     FAMILIES,
@@ -35,23 +36,11 @@ from fffconvert.fff import FFF, fffs_of
 from fffconvert.int8 import Int8Linear
 from fffconvert.projection import Projection
 from fffconvert.remote import flat_source
-from fffconvert.tree import TreeShape
 
 CODE = "modeling_fff"  # the flat file beside the weights, without `.py`
 
 
-def is_converted(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is that of a converted model."""
-    return config.model_type.startswith(PREFIX)
-
-
-def refuse_converted(config: PreTrainedConfig) -> None:
-    """Raises a `UserError` for a model that has trees already."""
-    if is_converted(config):
-        raise UserError(f"{config.name_or_path or 'the model'} is converted already; expected a dense model")
-
-
-def refuse_no_model(model: Any) -> None:
+def check_is_model(model: Any) -> None:
     """Raises a `UserError` for what is no model, such as the name of one, or what `load` gives."""
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise UserError(
@@ -65,36 +54,6 @@ def refuse_inference(model: PreTrainedModel) -> None:
         raise UserError(
             "the model was made under torch.inference_mode(); expected one that was loaded outside of it"
         )
-
-
-def refuse_dense(config: PreTrainedConfig) -> None:
-    """Raises a `UserError` for a model that has no trees."""
-    if not is_converted(config):
-        raise UserError(
-            f"{config.name_or_path or 'the model'} is dense; expected a converted model (fffconvert convert)"
-        )
-
-
-def is_int8(config: PreTrainedConfig) -> bool:
-    """Whether a model's projections are stored in int8; of a dense model they never are."""
-    return bool(getattr(config, "int8_projections", False))
-
-
-def shape_of(config: PreTrainedConfig) -> TreeShape:
-    """The tree's shape in a converted model's configuration.
-
-    Raises:
-        UserError: For a configuration without one, or with one that no tree can have.
-    """
-    try:
-        return family_of(config).shape(TreeShape(**config.fff))
-    except (AttributeError, TypeError, UserError) as error:
-        raise UserError(f"config.json: `fff` does not hold the shape of a tree ({error})") from error
-
-
-def dense_neurons(config: PreTrainedConfig) -> int:
-    """Neurons of one dense FFN of the original model."""
-    return int(getattr(config, family_of(config).n_neurons))
 
 
 class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: ignore[misc]

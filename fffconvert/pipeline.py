@@ -18,7 +18,6 @@ from transformers import PreTrainedConfig
 from fffconvert.accelerator import check_tracker, process_state, wait_for_everyone
 from fffconvert.calibration import Calibration, calibrate
 from fffconvert.checkpoint import (
-    RECIPE,
     Loaded,
     load,
     load_config,
@@ -27,17 +26,18 @@ from fffconvert.checkpoint import (
     save,
 )
 from fffconvert.comparison import table_of
+from fffconvert.configuration import refuse_converted
 from fffconvert.conversion import build, check_tree
 from fffconvert.data import Data, check_model, read_data
 from fffconvert.display import is_main_process, say
-from fffconvert.distillation import distill, finetune
+from fffconvert.distillation import distill
 from fffconvert.errors import UserError
 from fffconvert.evaluation import Judge
 from fffconvert.families import family_of
+from fffconvert.finetuning import finetune
 from fffconvert.folders import locked, write_whole
 from fffconvert.latency import benchmark
-from fffconvert.modeling import refuse_converted
-from fffconvert.recipe import Init, Recipe
+from fffconvert.recipe import RECIPE, Init, Recipe
 from fffconvert.report import read_report
 from fffconvert.resumption import delete_checkpoints, digest_of_rows, digest_of_weights, refuse_another
 from fffconvert.sentence import read_modules

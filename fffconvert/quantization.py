@@ -9,10 +9,11 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fffconvert.configuration import is_int8, refuse_dense
 from fffconvert.errors import UserError
 from fffconvert.families import family_of, replace_projections
 from fffconvert.int8 import Int8Linear
-from fffconvert.modeling import is_int8, refuse_dense, refuse_no_model, trees_to_bfloat16
+from fffconvert.modeling import check_is_model, trees_to_bfloat16
 from fffconvert.modes import evaluating
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.text import Text, encode, readable_length
@@ -33,7 +34,7 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UserError: For a model that is not converted, is int8 already, or is not in float32 on the CPU.
     """
-    refuse_no_model(model)
+    check_is_model(model)
     refuse_dense(model.config)
     if is_int8(model.config):
         raise UserError("this model's projections are int8 already")

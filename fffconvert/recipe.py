@@ -15,6 +15,9 @@ import yaml
 from fffconvert.errors import UserError
 from fffconvert.tree import DEFAULT_TREE, TreeShape
 
+RECIPE = "recipe.yaml"
+"""Beside a model's weights: how it was made."""
+
 Control = Literal["removed", "narrow", "random", "neurons"]
 
 Init = Literal["inputs", "neurons", "random"]

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fffconvert.conversion import LayerFit
 from fffconvert.errors import UserError, first_line
+from fffconvert.machine import versions
 
 REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """How well one layer was fitted.
+
+    Attributes:
+        layer: Its number, from 0; layers that share one FFN (ALBERT) count once.
+        error: Squared error of its output on held-out tokens, relative to that of the mean output (so the
+            control without an FFN has about 1). What is asked of a layer includes mending the errors of those below.
+        smallest_leaf: Share of the calibration tokens in the leaf with the fewest.
+        largest_leaf: Share in the leaf with the most. Balanced leaves have `1 / n_leaves` each.
+    """
+
+    layer: int
+    error: float
+    smallest_leaf: float
+    largest_leaf: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `report.json` holds them."""
+        return asdict(self)
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -49,9 +71,3 @@ def fits_of(name: str) -> list[dict[str, Any]]:
             f"{Path(name) / REPORT}: `layers` is not what fffconvert wrote there ({error})"
         ) from error
     return list(layers)
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide a result."""
-    packages = ("fffconvert", "torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
-    return {package: metadata.version(package) for package in packages}

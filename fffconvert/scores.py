@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
+from fffconvert.configuration import active_neurons, dense_neurons
 from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
-from fffconvert.modeling import dense_neurons, is_converted, shape_of
 from fffconvert.tasks import Task
 
 ROWS_AT_ONCE = 1024  # of the similarities of all texts to all others
@@ -79,11 +79,6 @@ def require_retention(retention: float | None, least: float | None, report: Path
     found = "cannot be told" if retention is None else f"is {100 * retention:.2f}%"
     where = f"; the report is in {report}" if report else ""
     raise UserError(f"retention {found}; at least {100 * least:.2f}% was asked for{where}")
-
-
-def active_neurons(config: PreTrainedConfig) -> float:
-    """Neurons that one token uses in each layer of a converted or a dense model."""
-    return shape_of(config).active_neurons if is_converted(config) else float(dense_neurons(config))
 
 
 def score_task(

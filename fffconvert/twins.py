@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fffconvert.configuration import is_int8, shape_of
 from fffconvert.families import Family, family_of, layers_of, replace_projections
-from fffconvert.modeling import config_with, counterpart, dense_class_of, is_int8, shape_of
+from fffconvert.modeling import config_with, counterpart, dense_class_of
 from fffconvert.projection import ONEDNN, Projection
 from fffconvert.quantization import quantize
 from fffconvert.tree import REMOVED, TreeShape, narrow

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 from fffconvert.accelerator import wait_for_everyone
-from fffconvert.checkpoint import RECIPE
 from fffconvert.display import is_main_process
 from fffconvert.errors import NotWritten, UserError
 from fffconvert.folders import LOCK, locked, refuse_existing
-from fffconvert.recipe import Recipe
+from fffconvert.recipe import RECIPE, Recipe
 
 TEACHER = "teacher"
 INPUTS = "inputs.json"  # what tells the teacher and the data of a run from others

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from fffconvert import kernels
+from fffconvert.configuration import shape_of
 from fffconvert.conversion import convert
 from fffconvert.dense import DenseFFN
 from fffconvert.errors import UserError
 from fffconvert.fff import FFF
 from fffconvert.fit import contributions, fit_layer
 from fffconvert.kernels import reference
-from fffconvert.modeling import shape_of
 from fffconvert.recipe import Init
 from fffconvert.tree import GatedTreeShape, TreeShape, narrow
 from fffconvert.twins import untrained_twin

@@ -22,11 +22,12 @@ files folders heads sentence tree
 cluster kernels loss projection recipe tasks
 accelerator dense fff glue labels metrics options
 families fit int8 loader resumption
-activations modeling text
+activations configuration report text
+modeling
 encoding export sensitivity training
 calibration onnx_runtime
-card conversion estimate pair quantization registration
-distillation inference report scores sources twins
+card conversion estimate finetuning pair quantization registration
+distillation inference scores sources twins
 checkpoint columns evaluation latency
 hub inspection workspace
 comparison data tables

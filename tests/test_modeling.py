@@ -33,19 +33,12 @@ from transformers.models.auto import modeling_auto
 import fffconvert
 from fffconvert import modeling
 from fffconvert.checkpoint import Loaded
+from fffconvert.configuration import dense_neurons, is_converted, shape_of
 from fffconvert.conversion import convert, untrained_student
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, family_of
 from fffconvert.fff import FFF
-from fffconvert.modeling import (
-    config_class,
-    config_with,
-    dense_class_of,
-    dense_neurons,
-    is_converted,
-    model_class,
-    shape_of,
-)
+from fffconvert.modeling import config_class, config_with, dense_class_of, model_class
 from fffconvert.tasks import Task
 from fffconvert.tree import TreeShape
 

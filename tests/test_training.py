@@ -33,10 +33,11 @@ from fffconvert.batch import Batch
 from fffconvert.columns import unlabelled
 from fffconvert.conversion import convert
 from fffconvert.data import read_data, read_validations
-from fffconvert.distillation import distill, finetune
+from fffconvert.distillation import distill
 from fffconvert.encoding import tokenized
 from fffconvert.errors import UserError
 from fffconvert.evaluation import evaluate
+from fffconvert.finetuning import finetune
 from fffconvert.loader import EpochSampler
 from fffconvert.recipe import Training
 from fffconvert.resumption import checkpoints_in, delete_checkpoints, digest_of_rows
