@@ -33,7 +33,7 @@ from fffconvert.latency import (
     with_reference,
 )
 from fffconvert.machine import machine_name
-from fffconvert.projection import ONEDNN, Projection, product
+from fffconvert.onednn import ONEDNN, OneDNNLinear, product
 from fffconvert.tables import show_absent, show_timings
 from fffconvert.tree import TreeShape
 
@@ -91,7 +91,11 @@ def build(case: Case) -> tuple[list[nn.Sequential], list[FFF]]:
 def by_onednn(dense: nn.Sequential) -> nn.Sequential:
     """The same layer with oneDNN for MKL."""
     up, activation, down = dense
-    return nn.Sequential(Projection.of(cast(nn.Linear, up)), activation, Projection.of(cast(nn.Linear, down)))
+    return nn.Sequential(
+        OneDNNLinear.from_linear(cast(nn.Linear, up)),
+        activation,
+        OneDNNLinear.from_linear(cast(nn.Linear, down)),
+    )
 
 
 def training_runs(dense: nn.Module, fff: FFF, x: Tensor) -> dict[str, Run]:

@@ -29,7 +29,7 @@ def main(folder: str, *changes: str) -> None:
     tree = replace(DEFAULT_TREE, **{key: sizes.pop(key) for key in ("depth", "leaf_width") if key in sizes})
     dense = BertModel(BertConfig(**sizes))
     family = FAMILIES["bert"]
-    shape = family.tree_for(dense.config, tree)
+    shape = family.shape_for(dense.config, tree)
     config = config_with(dense.config, config_class(family), fff=shape.to_dict())
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")

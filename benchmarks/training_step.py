@@ -19,7 +19,7 @@ from fffconvert.display import table
 from fffconvert.distillation import comparing
 from fffconvert.families import random_ids
 from fffconvert.latency import time_row
-from fffconvert.projection import WithOneDNN
+from fffconvert.onednn import onednn_on
 from fffconvert.python_docs import standard_library_sentences
 
 SIZES = ((32, 16), (32, 64), (16, 128))  # batch, length
@@ -59,7 +59,7 @@ def main(name: str) -> None:
             "student": lambda ids=ids: step(student, ids, optimizers[1]),
             "distillation": lambda ids=ids: distillation_step(student, dense, ids, optimizers[1]),
         }
-        with WithOneDNN():
+        with onednn_on(student.device):
             timing = time_row("step", f"{batch} x {length}", torch.get_num_threads(), runs, 8.0)
         took = timing.medians
         ratios = (took["student"] / took["dense"], took["distillation"] / took["dense"])

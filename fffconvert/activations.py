@@ -15,7 +15,7 @@ from fffconvert.batch import Batch, to_device
 from fffconvert.display import track
 from fffconvert.errors import UserError
 from fffconvert.modes import evaluating
-from fffconvert.projection import onednn_on
+from fffconvert.onednn import onednn_on
 
 READING = "Reading calibration text"
 
@@ -29,7 +29,7 @@ def check_finite(found: Tensor) -> None:
         )
 
 
-class Rows:
+class FirstTokens:
     """What is collected of the first tokens, batch after batch, in a table of `(n_tokens, ...)`."""
 
     table: Tensor
@@ -37,18 +37,26 @@ class Rows:
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens, self.n_filled = n_tokens, 0
 
-    def add(self, rows: Tensor) -> None:
-        """Adds rows `(n_rows, ...)`; none may be wanted of a last, short batch.
+    def add(self, tokens: Tensor) -> None:
+        """Adds what a batch has, `(n_tokens, ...)`; of a last, short one nothing may be wanted.
 
         Raises:
-            UserError: For rows that are not finite.
+            UserError: For what is not finite.
         """
-        check_finite(rows)
+        check_finite(tokens)
         if self.n_filled == 0:
-            self.table = rows.new_empty(self.n_tokens, *rows.shape[1:])
-        rows = rows[: self.n_tokens - self.n_filled]
-        self.table[self.n_filled : self.n_filled + len(rows)] = rows
-        self.n_filled += len(rows)
+            self.table = tokens.new_empty(self.n_tokens, *tokens.shape[1:])
+        tokens = tokens[: self.n_tokens - self.n_filled]
+        self.table[self.n_filled : self.n_filled + len(tokens)] = tokens
+        self.n_filled += len(tokens)
+
+
+class ForwardPass(greenlet):  # type: ignore[misc]
+    """A forward pass over one padded batch, in a coroutine that can pause and knows which tokens are real."""
+
+    def __init__(self, model: PreTrainedModel, batch: Batch) -> None:
+        super().__init__(partial(model.base_model, **to_device(batch, model.device)))
+        self.real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
 
 
 class PausedForward:
@@ -65,18 +73,14 @@ class PausedForward:
 
     def __init__(self, model: PreTrainedModel, batches: list[Batch], n_tokens: int) -> None:
         self.model, self.n_tokens = model, n_tokens
-        self.passes = [
-            greenlet(partial(model.base_model, **to_device(batch, model.device))) for batch in batches
-        ]
-        for forward_pass, batch in zip(self.passes, batches, strict=True):
-            forward_pass.real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
+        self.passes = [ForwardPass(model, batch) for batch in batches]
 
     def inputs_of(self, place: nn.Module, description: str) -> Tensor:
         """Goes on to a module that the model uses once, and returns its inputs, `(n_tokens, d_model)`."""
-        rows = Rows(self.n_tokens)
-        with place.register_forward_pre_hook(partial(wait, rows)):
+        inputs = FirstTokens(self.n_tokens)
+        with place.register_forward_pre_hook(partial(add_input_and_pause, inputs)):
             self.go_on(description)
-        return rows.table
+        return inputs.table
 
     def through(self, starts: list[nn.Module], ends: list[nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
         """Goes on from part to part of the model, and yields what each is given and gives, `(n_tokens, d_model)`.
@@ -89,8 +93,8 @@ class PausedForward:
         """
         inputs = following = self.inputs_of(starts[0], READING)
         for end, start in zip(ends, [*starts[1:], None], strict=True):
-            outputs = Rows(self.n_tokens)
-            with end.register_forward_hook(partial(keep, outputs)):
+            outputs = FirstTokens(self.n_tokens)
+            with end.register_forward_hook(partial(add_output, outputs)):
                 if start is None:
                     self.go_on(READING)
                 else:
@@ -118,18 +122,18 @@ def collect_inputs(
         batches: Padded batches.
         n_tokens: Tokens to keep, from the first; the batches have as many.
     """
-    kept = [Rows(n_tokens) for _ in places]  # tables of (n_tokens, n_uses, d_model)
+    kept = [FirstTokens(n_tokens) for _ in places]  # tables of (n_tokens, n_uses, d_model)
     with evaluating(model), onednn_on(model.device), ExitStack() as stack:
         recorded = [stack.enter_context(recording_inputs(place)) for place in places]
         for batch in track(batches, READING):
             model.base_model(**to_device(batch, model.device))
             real = batch["attention_mask"].bool()  # (n_texts, n_tokens)
-            for rows, calls in zip(kept, recorded, strict=True):
+            for tokens, calls in zip(kept, recorded, strict=True):
                 x = torch.cat(calls, 1).to("cpu", torch.float32)  # (n_texts, n_uses * n_tokens, d_model)
                 by_token = x.unflatten(1, (-1, real.shape[1])).transpose(1, 2)
-                rows.add(by_token[real])  # (n_real, n_uses, d_model)
+                tokens.add(by_token[real])  # (n_real, n_uses, d_model)
                 calls.clear()
-    return [rows.table.flatten(0, 1) for rows in kept]
+    return [tokens.table.flatten(0, 1) for tokens in kept]
 
 
 @contextmanager
@@ -140,19 +144,19 @@ def recording_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
         yield recorded
 
 
-def wait(rows: Rows, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """A hook: a forward pass in a coroutine adds the input of a module to `rows`, and waits there."""
-    rows.add(real_rows(args[0]))
+def add_input_and_pause(inputs: FirstTokens, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """A hook: adds what a module is given in a `ForwardPass`, which pauses there."""
+    inputs.add(real_tokens(args[0]))
     getcurrent().parent.switch()
 
 
-def keep(rows: Rows, _module: nn.Module, _args: object, output: Tensor) -> None:
-    """A hook: a forward pass in a coroutine adds the output of a module to `rows`."""
-    rows.add(real_rows(output))
+def add_output(outputs: FirstTokens, _module: nn.Module, _args: object, output: Tensor) -> None:
+    """A hook: adds what a module gives in a `ForwardPass`."""
+    outputs.add(real_tokens(output))
 
 
-def real_rows(x: Tensor) -> Tensor:
-    """What the coroutine has at tokens that are no padding, `(n_real, d_model)`, float32 on the CPU."""
+def real_tokens(x: Tensor) -> Tensor:
+    """What the `ForwardPass` that runs has at tokens that are no padding, `(n_real, d_model)`, float32 on the CPU."""
     real = getcurrent().real  # (n_texts, n_tokens)
     flat = x.to("cpu", torch.float32).reshape(real.numel(), x.shape[-1])
     return flat.index_select(0, real.flatten().nonzero()[:, 0])  # indexing by the mask takes longer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,6 +14,16 @@ Batch = dict[str, Tensor]
 
 TRUTH = ("labels", "start_positions", "end_positions")
 """The columns that hold the truth."""
+
+
+def first_with(n_tokens: int, lengths: Iterable[int]) -> int:
+    """How many of the first texts or batches have `n_tokens` together, or one more than there are."""
+    return bisect_left(list(accumulate(lengths)), n_tokens) + 1
+
+
+def tokens_in(batch: Batch) -> int:
+    """Tokens of a padded batch, padding apart."""
+    return int(batch["attention_mask"].sum())
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -6,18 +6,16 @@ However much text there is, the sample takes the same memory.
 from __future__ import annotations
 
 import reprlib
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from random import Random
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fffconvert.activations import PausedForward, collect_inputs
-from fffconvert.batch import Batch
+from fffconvert.batch import Batch, first_with, tokens_in
 from fffconvert.configuration import refuse_converted
 from fffconvert.errors import UserError
 from fffconvert.families import family_of, ffn_ends_of, ffn_starts_of, read_ffns, uses_of_ffn
@@ -117,7 +115,7 @@ def calibrate(
     """
     refuse_converted(model.config)
     batches = read_batches(model.config, tokenizer, texts, n_tokens, seed, max_length)
-    return Calibration(batches, min(n_tokens, tokens_in(batches)), model, seed)
+    return Calibration(batches, min(n_tokens, sum(map(tokens_in, batches))), model, seed)
 
 
 def read_batches(
@@ -145,11 +143,6 @@ def read_batches(
     return batches_of(sample, tokenizer, n_tokens, readable_length(tokenizer, config, max_length), seed)
 
 
-def tokens_in(batches: list[Batch]) -> int:
-    """Tokens in padded batches, padding apart."""
-    return sum(int(batch["attention_mask"].sum()) for batch in batches)
-
-
 def batches_of(
     sample: list[Text], tokenizer: PreTrainedTokenizerBase, n_tokens: int, max_length: int, seed: int
 ) -> list[Batch]:
@@ -161,8 +154,8 @@ def batches_of(
         if sum(len(row["input_ids"]) for row in rows) >= n_tokens:
             break
     say_if_cut("Calibration", (len(row["input_ids"]) for row in rows), max_length)
-    totals = list(accumulate(len(row["input_ids"]) for row in rows))
-    rows = sorted(rows[: bisect_left(totals, n_tokens) + 1], key=lambda row: len(row["input_ids"]))
+    n_rows = first_with(n_tokens, (len(row["input_ids"]) for row in rows))
+    rows = sorted(rows[:n_rows], key=lambda row: len(row["input_ids"]))
     batches = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
     Random(seed).shuffle(batches)
     return [dict(tokenizer.pad(batch, return_tensors="pt")) for batch in batches]

@@ -26,7 +26,7 @@ def shape_of(config: PreTrainedConfig) -> TreeShape:
         UserError: For a configuration without one, or with one that no tree can have.
     """
     try:
-        return family_of(config).shape(TreeShape(**config.fff))
+        return family_of(config).with_gates(TreeShape(**config.fff))
     except (AttributeError, TypeError, UserError) as error:
         raise UserError(f"config.json: `fff` does not hold the shape of a tree ({error})") from error
 

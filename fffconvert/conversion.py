@@ -116,7 +116,7 @@ def build(calibration: Calibration, tree: TreeShape, init: Init) -> Conversion:
     model = calibration.model
     family = family_of(model.config)
     ffns = read_ffns(model, family)
-    tree = family.tree_for(model.config, tree)
+    tree = family.shape_for(model.config, tree)
     check_tree(tree, init, calibration.n_tokens)
     check_width(tree, init, ffns[0])
     say_if_unwise(tree, init, calibration.n_tokens, ffns[0].n_neurons)

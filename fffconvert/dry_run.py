@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fffconvert.calibration import read_batches, tokens_in
+from fffconvert.batch import tokens_in
+from fffconvert.calibration import read_batches
 from fffconvert.checkpoint import give_head, head_class, load_config, load_tokenizer, prompt_of
 from fffconvert.conversion import check_tree
 from fffconvert.data import read_texts
@@ -66,6 +67,6 @@ def estimate_conversion(
     if source is not None:
         texts = read_texts(source, config, data_dir, prompt_of(model))
         batches = read_batches(config, tokenizer, texts, calibration_tokens, seed, max_length)
-        calibration_tokens = min(calibration_tokens, tokens_in(batches))
+        calibration_tokens = min(calibration_tokens, sum(map(tokens_in, batches)))
         check_tree(tree, init, calibration_tokens)
     return estimate(dense_class, config, tree, init, Workload(calibration_tokens))

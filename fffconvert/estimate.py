@@ -16,13 +16,16 @@ from fffconvert.dense import DenseFFN
 from fffconvert.families import family_of, longest_text, random_ids, read_ffns, uses_of_ffn
 from fffconvert.fit import fit_layer
 from fffconvert.modeling import config_class, config_with, model_class
-from fffconvert.projection import WithOneDNN
+from fffconvert.onednn import onednn_on
 from fffconvert.recipe import Init
 from fffconvert.sensitivity import SENSITIVITY_TOKENS
 from fffconvert.tree import TreeShape
 
 SAMPLES = (2048, 8192)  # tokens that one layer is fitted on, to tell what each token adds
-FITTING = 15  # copies of a layer's inputs while it is fitted, those that wait in half-read texts among them
+COPIES_WHILE_FITTING = (
+    15  # copies of a layer's inputs while it is fitted, those that wait in half-read texts among them
+)
+FLOAT32 = 4  # bytes
 BATCH, LENGTH = 4, 64  # of the texts that the models are timed on
 
 
@@ -106,19 +109,19 @@ def estimate(
     torch.manual_seed(0)
     dense = dense_class(config).eval()
     ffns = read_ffns(dense, family)
-    tree = family.tree_for(config, tree)
+    tree = family.shape_for(config, tree)
     converted = config_with(config, config_class(family), fff=tree.to_dict())
     student = model_class(dense_class)(converted).eval()  # type: ignore[arg-type]
     trained = workload.distill_tokens > 0
     itemsize = (getattr(config, "dtype", None) or torch.float32).itemsize
     before, after = count_parameters(dense), count_parameters(student)
-    held = (before + after) * 4
-    if itemsize < 4 and not trained:
-        held += (before + after) * itemsize  # the original, and what it is converted to
+    models = (before + after) * FLOAT32
+    if itemsize < FLOAT32 and not trained:
+        models += (before + after) * itemsize  # the original, and what it is converted to
     n_uses = uses_of_ffn(config)  # it is fitted on all of them
-    inputs = n_uses * workload.calibration_tokens * ffns[0].d_model * 4  # of one FFN
-    shared = len(ffns) * inputs if n_uses > 1 else 0
-    learning = 3 * after * 4 if trained else 0
+    inputs = n_uses * workload.calibration_tokens * ffns[0].d_model * FLOAT32  # of one FFN
+    shared_inputs = len(ffns) * inputs if n_uses > 1 else 0
+    optimizer = 3 * after * FLOAT32 if trained else 0
     return Estimate(
         n_layers=len(ffns),
         active_neurons=tree.active_neurons,
@@ -127,8 +130,8 @@ def estimate(
         parameters_before=before,
         parameters_after=after,
         bytes_before=before * itemsize,
-        bytes_after=after * (4 if trained else itemsize),
-        memory_bytes=held + shared + max(FITTING * inputs, learning),
+        bytes_after=after * (FLOAT32 if trained else itemsize),
+        memory_bytes=models + shared_inputs + max(COPIES_WHILE_FITTING * inputs, optimizer),
         seconds=times(
             dense, student, ffns[0], [(tree, init), *workload.controls], workload, n_uses * len(ffns)
         ),
@@ -150,42 +153,40 @@ def times(
     workload: Workload,
     n_fits: int,
 ) -> dict[str, float]:
-    """Seconds by stage (see `Estimate`), of a student for each of `made`; they read and learn as `student` does.
-
-    Each has `n_fits` layers to fit.
-    """
+    """Seconds by stage (see `Estimate`) for the students in `made`, each timed as `student`, with `n_fits` fits."""
     ids = random_ids(dense, BATCH, min(LENGTH, longest_text(dense.config)))
     n_tokens = ids.numel()
 
     def step(model: PreTrainedModel) -> None:
-        with WithOneDNN():
+        with onednn_on(model.device):
             output = model(input_ids=ids, output_hidden_states=True, return_dict=True)
         output.hidden_states[-1].square().mean().backward()
         model.zero_grad()
 
-    def read(model: PreTrainedModel) -> None:
-        with torch.no_grad(), WithOneDNN():
+    def forward(model: PreTrainedModel) -> None:
+        with torch.no_grad(), onednn_on(model.device):
             model(input_ids=ids)
 
-    reading = seconds_of(partial(read, dense)) / n_tokens
-    learning = seconds_of(lambda: step(dense)) / n_tokens
+    dense_forward = seconds_of(partial(forward, dense)) / n_tokens
+    dense_step = seconds_of(partial(step, dense)) / n_tokens
+    fits = sum(seconds_to_fit(ffn, shape, init, workload.calibration_tokens) for shape, init in made)
+    student_forward = seconds_of(partial(forward, student)) / n_tokens
+    n_read = workload.calibration_tokens * len(made)
     linear = any(shape.linear for shape, _ in made)
-    differentiated = min(workload.calibration_tokens, SENSITIVITY_TOKENS) if linear else 0
-    fitted = sum(fitting(ffn, shape, init, workload.calibration_tokens) for shape, init in made)
-    followed = seconds_of(partial(read, student)) / n_tokens * workload.calibration_tokens * len(made)
+    n_differentiated = min(workload.calibration_tokens, SENSITIVITY_TOKENS) if linear else 0
     found = {
-        "calibration": reading * workload.calibration_tokens * len(made) + learning * differentiated,
-        "trees": fitted * n_fits + followed,
+        "calibration": dense_forward * n_read + dense_step * n_differentiated,
+        "trees": fits * n_fits + student_forward * n_read,
     }
     if workload.finetune_tokens:
-        found["fine-tuning"] = learning * workload.finetune_tokens
+        found["fine-tuning"] = dense_step * workload.finetune_tokens
     if workload.distill_tokens:
-        teaching = reading + seconds_of(lambda: step(student)) / n_tokens
-        found["distillation"] = teaching * workload.distill_tokens * len(made)
+        distillation_step = dense_forward + seconds_of(partial(step, student)) / n_tokens
+        found["distillation"] = distillation_step * workload.distill_tokens * len(made)
     return found
 
 
-def fitting(ffn: DenseFFN, tree: TreeShape, init: Init, n_tokens: int) -> float:
+def seconds_to_fit(ffn: DenseFFN, tree: TreeShape, init: Init, n_tokens: int) -> float:
     """Seconds to fit a layer on so many tokens: what a fit takes in itself, and what each token adds."""
 
     def fit(n: int) -> None:

@@ -38,7 +38,6 @@ class Family:
             LayerNorm stay the family's own.
         activation: Name of the configuration's activation.
         n_neurons: Name of the configuration's number of neurons.
-        d_model: Name of the configuration's width.
         n_ffns: Configuration fields whose product is the number of FFNs that are stored.
         offset_positions: Whether positions are counted from behind the padding token's id, as in RoBERTa: so many
             fewer tokens can be read than there are position embeddings.
@@ -56,18 +55,17 @@ class Family:
     bypassed: tuple[str, ...] = ("output.dense",)
     activation: str = "hidden_act"
     n_neurons: str = "intermediate_size"
-    d_model: str = "hidden_size"
     n_ffns: tuple[str, ...] = ("num_hidden_layers",)
     offset_positions: bool = False
     pre_norm: bool = False
 
-    def shape(self, tree: TreeShape) -> TreeShape:
-        """The shape of a layer of this family for a tree that was asked for: with gates in a GLU."""
-        return (TreeShape if self.gate is None else GatedTreeShape)(**tree.to_dict())
+    def with_gates(self, shape: TreeShape) -> TreeShape:
+        """A shape as this family's layers have it: in a GLU its neurons have gates."""
+        return (TreeShape if self.gate is None else GatedTreeShape)(**shape.to_dict())
 
-    def tree_for(self, config: PreTrainedConfig, tree: TreeShape) -> TreeShape:
-        """The shape of every layer of a dense model for a tree that was asked for, with all of it decided."""
-        return self.shape(tree).for_width(getattr(config, self.d_model))
+    def shape_for(self, config: PreTrainedConfig, shape: TreeShape) -> TreeShape:
+        """The shape of every layer of a dense model for one that was asked for, with all of it decided."""
+        return self.with_gates(shape).for_width(config.hidden_size)
 
 
 FAMILIES = {
@@ -88,7 +86,6 @@ FAMILIES = {
             bypassed=("ffn.activation", "ffn.lin2"),
             activation="activation",
             n_neurons="hidden_dim",
-            d_model="dim",
         ),
         Family("mpnet", "MPNetConfig", offset_positions=True),
         Family("deberta", "DebertaConfig"),

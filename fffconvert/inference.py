@@ -28,7 +28,7 @@ from fffconvert.loader import loader_of
 from fffconvert.loss import hidden_errors
 from fffconvert.metrics import Answers
 from fffconvert.modes import evaluating, moved
-from fffconvert.projection import onednn_on
+from fffconvert.onednn import onednn_on
 from fffconvert.sentence import embeddings
 from fffconvert.tasks import Task
 

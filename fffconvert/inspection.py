@@ -68,8 +68,8 @@ def info(name: str) -> Info:
     config = load_config(name)
     converted = is_converted(config)
     family = family_of(config)
-    d_model, n_neurons = int(getattr(config, family.d_model)), dense_neurons(config)
-    dense = family.shape(TreeShape(depth=0, leaf_width=n_neurons))
+    d_model, n_neurons = int(config.hidden_size), dense_neurons(config)
+    dense = family.with_gates(TreeShape(depth=0, leaf_width=n_neurons))
     tree = shape_of(config) if converted else None
     return Info(
         name=str(name),

@@ -34,7 +34,7 @@ from fffconvert.families import (
 )
 from fffconvert.fff import FFF, fffs_of
 from fffconvert.int8 import Int8Linear
-from fffconvert.projection import Projection
+from fffconvert.onednn import OneDNNLinear
 from fffconvert.remote import flat_source
 
 CODE = "modeling_fff"  # the flat file beside the weights, without `.py`
@@ -115,13 +115,13 @@ def install(model: PreTrainedModel, family: Family) -> None:
     """Replaces the FFNs of `model` by what its configuration names, and the projections by faster ones or by int8."""
     config = model.config
     shape = shape_of(config)
-    d_model, activation = getattr(config, family.d_model), getattr(config, family.activation)
+    d_model, activation = config.hidden_size, getattr(config, family.activation)
     replace_ffns(model, family, lambda: FFF(shape, d_model, activation))
     if config.int8_projections:
         replace_projections(model, family, lambda layer: Int8Linear(layer.in_features, layer.out_features))
         trees_to_bfloat16(model)
     else:
-        replace_projections(model, family, Projection.of)
+        replace_projections(model, family, OneDNNLinear.from_linear)
 
 
 def trees_to_bfloat16(model: PreTrainedModel) -> None:

@@ -41,7 +41,7 @@ def check_original(model: PreTrainedModel, dense: PreTrainedModel) -> None:
         raise UserError(
             f"the dense model is of type {dense.config.model_type!r}; expected {family.model_type!r}"
         )
-    names = (family.d_model, family.n_neurons, "num_hidden_layers", "vocab_size")
+    names = ("hidden_size", family.n_neurons, "num_hidden_layers", "vocab_size")
     refuse_different(names, model.config, dense.config, "the converted model", "the dense one")
     expected = dense_class_of(type(model))
     if type(dense) is not expected:

@@ -200,7 +200,7 @@ def make_teacher(recipe: Recipe, base: Loaded, data: Data, work: Path, log_with:
 
 def planned_students(recipe: Recipe, config: PreTrainedConfig) -> dict[str, tuple[TreeShape, Init]]:
     """What to train by name, shape and init: the recipe's tree for a dense model, then its controls."""
-    tree = family_of(config).tree_for(config, recipe.tree)
+    tree = family_of(config).shape_for(config, recipe.tree)
     controls: dict[str, tuple[TreeShape, Init]] = {
         "removed": (REMOVED, "inputs"),
         "narrow": (narrow(tree), "inputs"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +12,12 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from fffconvert.activations import check_finite
-from fffconvert.batch import Batch, parts_of, to_device
+from fffconvert.batch import Batch, first_with, parts_of, to_device, tokens_in
 from fffconvert.display import track
 from fffconvert.families import chooses_among_texts
 from fffconvert.heads import TOKEN_LOGITS
 from fffconvert.modes import evaluating, frozen
-from fffconvert.projection import onednn_on
+from fffconvert.onednn import onednn_on
 
 SENSITIVITY_TOKENS = 8192  # what is estimated from them are no more than d_model * d_model numbers
 BATCH_SIZE_OF_WORDS = 4  # where the words of a vocabulary are differentiated
@@ -46,8 +44,7 @@ def sensitivities(
     """
     generator = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(()) for _ in places]
-    ends = accumulate(int(batch["attention_mask"].sum()) for batch in batches)
-    few = batches[: bisect_left(list(ends), SENSITIVITY_TOKENS) + 1]
+    few = batches[: first_with(SENSITIVITY_TOKENS, map(tokens_in, batches))]
     if model.get_output_embeddings() is not None:  # a number for each word of the vocabulary at each place
         few = [part for batch in few for part in parts_of(batch, BATCH_SIZE_OF_WORDS)]
     # a head that chooses among texts reads them in groups
@@ -61,7 +58,7 @@ def sensitivities(
     ):
         for batch in track(few, "Measuring sensitivities"):
             given = differentiated(**to_device(batch, model.device), return_dict=True)
-            projected = projection(given, batch["attention_mask"], generator)
+            projected = random_projection(given, batch["attention_mask"], generator)
             flat = [output for of_place in outputs for output in of_place]
             gradients = iter(torch.autograd.grad(projected, flat))
             for number, of_place in enumerate(outputs):
@@ -73,7 +70,7 @@ def sensitivities(
     return [total / total.diagonal().mean().clamp_min(torch.finfo(total.dtype).tiny) for total in totals]
 
 
-def projection(given: ModelOutput, attention_mask: Tensor, generator: torch.Generator) -> Tensor:
+def random_projection(given: ModelOutput, attention_mask: Tensor, generator: torch.Generator) -> Tensor:
     """A random projection, a scalar, of a model's logits, or of its last hidden states at real tokens."""
     outputs = {name: value for name, value in given.items() if name.endswith("logits")} or {"": given[0]}
     total = given[0].new_zeros(())

@@ -29,7 +29,7 @@ from fffconvert.fff import fffs_of
 from fffconvert.loader import EpochSampler, check_tokenized, loader_of, shared_batch_size, steps_from
 from fffconvert.modeling import refuse_inference
 from fffconvert.modes import own_forward, undivided
-from fffconvert.projection import onednn_on
+from fffconvert.onednn import onednn_on
 from fffconvert.recipe import Training, check_seed
 from fffconvert.resumption import fingerprint_of, resume, save_checkpoint
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from fffconvert.configuration import is_int8, shape_of
 from fffconvert.families import Family, family_of, layers_of, replace_projections
 from fffconvert.modeling import config_with, counterpart, dense_class_of
-from fffconvert.projection import ONEDNN, Projection
+from fffconvert.onednn import ONEDNN, OneDNNLinear
 from fffconvert.quantization import quantize
 from fffconvert.tree import REMOVED, TreeShape, narrow
 
@@ -49,7 +49,7 @@ def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> Pr
 def by_onednn(dense: PreTrainedModel, family: Family) -> PreTrainedModel:
     """A dense model whose layers have their products from the library that a converted one has them from."""
     twin = deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})
-    replace_projections(twin, family, Projection.of)
+    replace_projections(twin, family, OneDNNLinear.from_linear)
     return twin
 
 

@@ -138,7 +138,7 @@ def unlike_first(names: Iterable[str] = TINY) -> pytest.MarkDecorator:
 def tiny_config(model_type: str = "bert", **changes: object) -> PreTrainedConfig:
     """The smallest model of a family that still has two layers and two attention heads."""
     family = FAMILIES[model_type]
-    widths = {family.d_model: 16, family.n_neurons: 32}
+    widths = {"hidden_size": 16, family.n_neurons: 32}
     more = {**SIZES, **widths, "pad_token_id": 0, **TINY[model_type], **changes}
     return getattr(transformers, family.config_class)(**more)
 

@@ -169,7 +169,7 @@ def test_a_layer_mends_what_layers_below_it_got_wrong_where_its_input_is_what_it
     monkeypatch.setattr(conversion, "fit_layer", fit)
     model, family = tiny_model(model_type), FAMILIES[model_type]
     calibration = calibrate(model, tokenizer, sentences(60), 300)
-    conversion.build(calibration, family.shape(TREE), "inputs")
+    conversion.build(calibration, family.with_gates(TREE), "inputs")
     for (ours, target), (theirs, outputs) in zip(given, calibration.ffns(), strict=True):
         assert len(ours) == len(theirs) - int(HELD_OUT * len(theirs)), "the rest is to judge the fit on"
         theirs, outputs = theirs[-len(ours) :], outputs[-len(ours) :]

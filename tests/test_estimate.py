@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from fffconvert import estimate as module
 from fffconvert.cli import main
 from fffconvert.errors import UserError
-from fffconvert.estimate import FITTING, Workload, estimate, fitting, seconds_of
+from fffconvert.estimate import COPIES_WHILE_FITTING, Workload, estimate, seconds_of, seconds_to_fit
 from fffconvert.recipe import Init
 from fffconvert.tree import TreeShape
 
@@ -110,11 +110,11 @@ def test_time_and_memory_grow_with_the_workload() -> None:
         return estimate(transformers.BertModel, tiny_config(), TREE, "inputs", Workload(**workload))
 
     few, many = found(calibration_tokens=1000), found(calibration_tokens=1_000_000)
-    assert many.memory_bytes - few.memory_bytes == FITTING * 999_000 * 16 * 4
+    assert many.memory_bytes - few.memory_bytes == COPIES_WHILE_FITTING * 999_000 * 16 * 4
     assert many.seconds["calibration"] > 10 * few.seconds["calibration"]
     short, trained = found(calibration_tokens=10), found(calibration_tokens=10, distill_tokens=1000)
     learning = 3 * short.parameters_after * 4
-    assert trained.memory_bytes - short.memory_bytes == learning - FITTING * 10 * 16 * 4
+    assert trained.memory_bytes - short.memory_bytes == learning - COPIES_WHILE_FITTING * 10 * 16 * 4
 
 
 def test_glu_counts_in_neurons_with_gates() -> None:
@@ -138,7 +138,7 @@ def test_shared_ffn_is_fitted_on_all_its_uses() -> None:
         for n_layers in (4, 8)
     }
     assert {made.n_layers for made in made_of.values()} == {2}
-    assert made_of[8].memory_bytes - made_of[4].memory_bytes == (2 + FITTING) * 2 * 64 * 16 * 4
+    assert made_of[8].memory_bytes - made_of[4].memory_bytes == (2 + COPIES_WHILE_FITTING) * 2 * 64 * 16 * 4
 
 
 def test_an_ffn_of_several_that_layers_share_is_used_as_often() -> None:
@@ -152,7 +152,7 @@ def test_an_ffn_of_several_that_layers_share_is_used_as_often() -> None:
         Workload(calibration_tokens=64),
     )
     assert made.n_layers == 6
-    assert made.memory_bytes - once.memory_bytes == (6 * 2 + FITTING) * 64 * 16 * 4
+    assert made.memory_bytes - once.memory_bytes == (6 * 2 + COPIES_WHILE_FITTING) * 64 * 16 * 4
 
 
 def test_a_model_may_read_less_than_it_is_timed_on() -> None:
@@ -173,7 +173,7 @@ def test_half_precision_is_half_the_file_until_it_is_trained_and_no_less_memory(
 
 
 def test_each_control_is_timed_by_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fitting", lambda _ffn, shape, _init, _n: float(shape.n_leaves))
+    monkeypatch.setattr(module, "seconds_to_fit", lambda _ffn, shape, _init, _n: float(shape.n_leaves))
     monkeypatch.setattr(module, "seconds_of", lambda *_, **__: 0.0)
 
     def trees(*controls: tuple[TreeShape, Init]) -> float:
@@ -193,7 +193,7 @@ def test_a_fit_is_timed_as_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class FFN:
         d_model = 4
 
-    assert fitting(FFN(), TREE, "inputs", 1000) == pytest.approx(13)  # type: ignore[arg-type]
+    assert seconds_to_fit(FFN(), TREE, "inputs", 1000) == pytest.approx(13)  # type: ignore[arg-type]
 
 
 def test_seconds_are_the_better_of_two_after_a_first(monkeypatch: pytest.MonkeyPatch) -> None:

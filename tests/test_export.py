@@ -38,7 +38,7 @@ def converted(model_type: str) -> PreTrainedModel:
     """A converted classifier of a family: one layer of random weights."""
     family = FAMILIES[model_type]
     config = tiny_config(model_type, initializer_range=0.5, num_hidden_layers=1)
-    shape = family.tree_for(config, TreeShape(depth=3, leaf_width=3, trunk=2, linear=False))
+    shape = family.shape_for(config, TreeShape(depth=3, leaf_width=3, trunk=2, linear=False))
     heads = {auto.__name__: dense for auto, dense in heads_of(family)}
     head = heads.get("AutoModelForSequenceClassification") or heads["AutoModel"]
     torch.manual_seed(0)

@@ -125,7 +125,7 @@ def test_nothing_of_the_dense_ffns_stays(model_type: str, tokenizer: PreTrainedT
     layers = layers_of(dense, family)
     dense_ffn = sum(p.numel() for path in linear for p in layers[0].get_submodule(path).parameters())
     assert sizes[0] - sizes[1] == len(layers) * (
-        dense_ffn - family.shape(TreeShape(1, 2, linear=False)).n_parameters(16)
+        dense_ffn - family.with_gates(TreeShape(1, 2, linear=False)).n_parameters(16)
     )
     assert len(layers) == count_ffns(dense.config, family)
 

@@ -19,7 +19,7 @@ PACKAGE = Path(fffconvert.__file__).parent
 LAYERS = """
 batch clock errors display machine modes python_docs remote
 files folders heads sentence tree
-cluster kernels loss projection recipe tasks
+cluster kernels loss onednn recipe tasks
 accelerator dense fff glue labels metrics options
 families fit int8 loader resumption
 activations configuration report text

@@ -16,7 +16,7 @@ from fffconvert.cli import main
 from fffconvert.conversion import convert
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, random_ids
-from fffconvert.projection import ONEDNN
+from fffconvert.onednn import ONEDNN
 from fffconvert.quantization import quantize
 from fffconvert.tables import show_latency
 from fffconvert.tree import TreeShape

@@ -77,7 +77,7 @@ def converted(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Pre
 def unfitted(dense: PreTrainedModel) -> PreTrainedModel:
     """The converted counterpart with random trees, where what they hold does not matter."""
     family = family_of(dense.config)
-    return untrained_student(dense, family, family.tree_for(dense.config, TREE))
+    return untrained_student(dense, family, family.shape_for(dense.config, TREE))
 
 
 @pytest.fixture

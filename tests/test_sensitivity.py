@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from fffconvert.activations import recording_inputs
 from fffconvert.families import FAMILIES, ffn_ends_of
-from fffconvert.sensitivity import differentiable, projection, sensitivities
+from fffconvert.sensitivity import differentiable, random_projection, sensitivities
 from fffconvert.text import encode
 
 
@@ -20,7 +20,7 @@ def test_outputs_at_padding_do_not_count(head: str, tokenizer: PreTrainedTokeniz
     batch = dict(tokenizer(["good", "a very good film"], padding=True, return_tensors="pt"))
     with differentiable([model.base_model.encoder.layer[-1].output]) as outputs:
         given = model(**batch)
-        value = projection(given, batch["attention_mask"], torch.Generator().manual_seed(0))
+        value = random_projection(given, batch["attention_mask"], torch.Generator().manual_seed(0))
         (gradient,) = torch.autograd.grad(value, outputs[0])  # (n_texts, n_tokens, d_model)
     real = batch["attention_mask"].bool()
     assert not gradient[~real].any()

@@ -13,15 +13,13 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from fffconvert import projection
+from fffconvert import onednn
 from fffconvert.conversion import convert
 from fffconvert.families import FAMILIES, layers_of
-from fffconvert.projection import Projection, WithOneDNN, linear, onednn_serves, product
+from fffconvert.onednn import OneDNNLinear, WithOneDNN, linear, onednn_serves, product
 from fffconvert.tree import TreeShape
 
-needs_onednn = pytest.mark.skipif(
-    not projection.ONEDNN, reason="this PyTorch has no oneDNN for this processor"
-)
+needs_onednn = pytest.mark.skipif(not onednn.ONEDNN, reason="this PyTorch has no oneDNN for this processor")
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         shapes.append(tuple(x.shape))
         return product(x, weight, bias)
 
-    monkeypatch.setattr(projection, "product", noted)
+    monkeypatch.setattr(onednn, "product", noted)
     return shapes
 
 
@@ -55,7 +53,7 @@ INPUTS = {
 def test_gives_what_linear_gives(x: Tensor, bias: bool, asked: list[tuple[int, ...]]) -> None:
     layer = nn.Linear(24, 6, bias=bias)
     with torch.no_grad():
-        torch.testing.assert_close(Projection.of(layer)(x), layer(x), equal_nan=True)
+        torch.testing.assert_close(OneDNNLinear.from_linear(layer)(x), layer(x), equal_nan=True)
     assert asked == [tuple(x.shape)]
 
 
@@ -91,21 +89,21 @@ def test_a_second_derivative_is_refused_and_not_wrong() -> None:
     layer = nn.Linear(24, 6)
     with WithOneDNN():
         (grad,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
-    if projection.ONEDNN:
+    if onednn.ONEDNN:
         with pytest.raises(RuntimeError, match="once_differentiable"):
             grad.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes_are_left_to_linear(dtype: torch.dtype, asked: list[tuple[int, ...]]) -> None:
-    layer, x = Projection(24, 6).to(dtype), torch.randn(7, 24, dtype=dtype)
+    layer, x = OneDNNLinear(24, 6).to(dtype), torch.randn(7, 24, dtype=dtype)
     with torch.no_grad(), WithOneDNN():
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     assert not asked
 
 
 def test_autocast_gradients_and_parts_of_matrices_are_left_to_linear(asked: list[tuple[int, ...]]) -> None:
-    layer, x = Projection(24, 6), torch.randn(7, 24)
+    layer, x = OneDNNLinear(24, 6), torch.randn(7, 24)
     layer(x).sum().backward()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
@@ -131,7 +129,7 @@ class Packed(Tensor):
 
 
 def test_a_weight_of_a_class_of_its_own_keeps_its_product() -> None:
-    layer = Projection(24, 6, bias=False)
+    layer = OneDNNLinear(24, 6, bias=False)
     del layer.weight
     layer.weight = Packed()  # type: ignore[assignment]
     with torch.no_grad(), WithOneDNN():
@@ -147,7 +145,7 @@ def test_what_linear_takes_or_refuses_is_left_to_it() -> None:
 
 
 def test_forward_derivatives_are_left_to_linear() -> None:
-    layer = Projection(24, 6)
+    layer = OneDNNLinear(24, 6)
     x, tangent = torch.randn(2, 7, 24)
     with torch.no_grad(), forward_ad.dual_level():
         found = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent))).tangent
@@ -161,7 +159,7 @@ def test_what_pytorch_asks_of_an_operator() -> None:
 
 def test_projection_is_the_layer_that_it_was_made_of() -> None:
     layer = nn.Linear(24, 6).eval()
-    made = Projection.of(layer)
+    made = OneDNNLinear.from_linear(layer)
     assert made.weight is layer.weight
     assert made.bias is layer.bias
     assert not made.training
@@ -186,7 +184,7 @@ def test_converted_model_uses_it_and_its_twin_without_gives_the_same(
     with torch.no_grad():
         found = model(**batch)[0]
         assert asked
-        monkeypatch.setattr(projection, "ONEDNN", False)
+        monkeypatch.setattr(onednn, "ONEDNN", False)
         torch.testing.assert_close(found, model(**batch)[0], rtol=1e-4, atol=1e-5)
 
 

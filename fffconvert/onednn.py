@@ -66,11 +66,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 linear.register_fake(lambda x, weight, _bias: x.new_empty((*x.shape[:-1], weight.shape[0])))
 
 
-class Projection(nn.Linear):
+class OneDNNLinear(nn.Linear):
     """`nn.Linear`, by oneDNN where it serves and under `torch.no_grad` or `inference_mode`."""
 
     @classmethod
-    def of(cls, layer: nn.Linear) -> Projection:
+    def from_linear(cls, layer: nn.Linear) -> OneDNNLinear:
         """The same layer with the very same parameters."""
         made = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         made.weight, made.bias = layer.weight, layer.bias
