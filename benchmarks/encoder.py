@@ -25,7 +25,7 @@ from fffconvert.folders import write_whole
 from fffconvert.pipeline import CONVERTED, Students, load_base, planned_students
 from fffconvert.sources import train_split
 from fffconvert.tasks import task_for, task_named
-from fffconvert.workspace import START, TEACHER
+from fffconvert.workspace import BEFORE_DISTILLATION, TEACHER
 
 
 def sentences(work: Path, data_dir: Path | None) -> Path:
@@ -70,7 +70,7 @@ def measure(arguments: argparse.Namespace, shape: TreeShape) -> list[dict[str, A
 
 def judged(students: Students, judge: Judge, name: str, *how: Any) -> dict[str, Any]:
     """Makes a student, unless it is there; its scores on STS-B before distillation and after."""
-    file, start = students.work / f"{name}.json", students.work / f"{name}{START}"
+    file, start = students.work / f"{name}.json", students.work / f"{name}{BEFORE_DISTILLATION}"
     if not file.exists():
         before = file.with_suffix(".before.json")
         if not before.exists():

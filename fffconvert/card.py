@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from fffconvert.configuration import dense_neurons, is_int8, shape_of
 from fffconvert.heads import Kind, kind_of
-from fffconvert.tasks import TASKS
+from fffconvert.tasks import GLUE, TASKS
 
 TEMPLATE = Path(__file__).with_name("card.md")
 
@@ -60,7 +60,7 @@ def model_card(
         base_model=base_model,
         license=licence,
         pipeline_tag=tag,
-        datasets=["nyu-mll/glue"] if scores and scores["task"] in TASKS else None,
+        datasets=[GLUE] if scores and scores["task"] in TASKS else None,
         eval_results=eval_results(scores, tag) if scores else None,
     )
     card: ModelCard = ModelCard.from_template(
@@ -99,7 +99,7 @@ def eval_results(scores: dict[str, Any], pipeline_tag: str) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=pipeline_tag,
-            dataset_type="nyu-mll/glue" if of_glue else task,
+            dataset_type=GLUE if of_glue else task,
             dataset_name=f"GLUE {task}" if of_glue else "held-out text" if task == "text" else task,
             dataset_config=task if of_glue else None,
             dataset_split=split,

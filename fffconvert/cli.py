@@ -73,11 +73,11 @@ class Cli(click.Group):
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            trains = ctx.invoked_subcommand in ("run", "finetune", "distill")
-            how = " with --resume" if ctx.invoked_subcommand == "run" else ""
-            again = f"; where it has written a checkpoint, the same command goes on from there{how}"
-            more = again if trains else ""
-            fail(f"interrupted{more}", code=130)
+            hint = ""
+            if ctx.invoked_subcommand in ("run", "finetune", "distill"):
+                how = " with --resume" if ctx.invoked_subcommand == "run" else ""
+                hint = f"; where it has written a checkpoint, the same command goes on from there{how}"
+            fail(f"interrupted{hint}", code=130)
         except OSError as error:
             if error.errno is None:
                 raise  # no file's or disk's fault

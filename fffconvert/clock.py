@@ -35,9 +35,9 @@ def using_threads(threads: int) -> Iterator[None]:
 def time_in_turn(runs: Sequence[Run], seconds: float) -> list[list[float]]:
     """Times each of `runs` in turn, round after round, until `seconds` are over; milliseconds a call.
 
-    All rounds are full, and there are `FEWEST_ROUNDS` at least. What takes several calls to time has one more before
-    them: the first call waits for its code, and for the caches to write out what other runs left in them, for which in
-    a model one layer of many waits.
+    All rounds are full, and there are `FEWEST_ROUNDS` at least. A run that is timed over several calls has one before
+    them that is not: it loads the run's code, and waits for the caches to write out what other runs left in them,
+    which in a model only one layer of many does.
     """
     repeats = [enough_calls(run) for run in runs]
     times: list[list[float]] = [[] for _ in runs]

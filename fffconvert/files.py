@@ -17,7 +17,7 @@ from fffconvert.errors import UserError
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 MISSING = {"keep_default_na": False, "na_values": [""]}  # cells of a CSV file: "N/A" may be text, or a class
 LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is for its reader alone, not for pandas'
-WHOLE = {
+EXPECTED_CONTENT = {
     "csv": "a line with the names of the columns, then one for each row, in UTF-8",
     "json": "one object for each row, in UTF-8",
     "parquet": "a whole Parquet file",
@@ -82,7 +82,7 @@ def dialect(file: Path) -> dict[str, Any]:
 
 
 def check_header(file: Path, names: list[str], first: list[str], separator: str) -> None:
-    """Raises a `UserError` for what is no text, a name that comes twice, columns that something else parts, or too few.
+    """Raises a `UserError` for a file that is no UTF-8, a name that comes twice, another separator, or too few columns.
 
     Args:
         file: The table.
@@ -91,7 +91,7 @@ def check_header(file: Path, names: list[str], first: list[str], separator: str)
         separator: A comma, or in a `.tsv` a tab.
     """
     if any("\0" in name or "\ufffd" in name for name in names):
-        raise UserError(f"{file} is no text in UTF-8; expected {WHOLE['csv']}")
+        raise UserError(f"{file} is no text in UTF-8; expected {EXPECTED_CONTENT['csv']}")
     if twice := sorted(name for name, times in Counter(names).items() if name and times > 1):
         raise UserError(f"{file} names the column {twice[0]} more than once; expected each name once")
     tabs = separator == "\t"

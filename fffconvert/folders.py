@@ -92,19 +92,17 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        over, windows = {path.name for path in folder.iterdir()} <= {LOCK}, os.name == "nt"
-        if over and not windows:
+        over = {path.name for path in folder.iterdir()} <= {LOCK}
+        if over:
             (folder / LOCK).unlink()  # while it is held: later somebody else may have it
         lock.release()
         if over:
             with suppress(OSError):  # somebody else has come
-                if windows:  # which deletes no file that is open
-                    (folder / LOCK).unlink()
                 folder.rmdir()
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Writes a file beside its name first: whoever is killed leaves the old one or the new one."""
+    """Writes a file whole or not at all: after a kill the old one or the new one is there, never a part."""
     beside = file.with_name(f"{file.name}.writing")
     try:
         beside.write_text(text, encoding="utf-8")

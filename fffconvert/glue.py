@@ -8,9 +8,7 @@ from pathlib import Path
 from datasets import DatasetDict, load_dataset
 
 from fffconvert.errors import UserError, first_line
-from fffconvert.tasks import Task
-
-HUB_DATASET = "nyu-mll/glue"
+from fffconvert.tasks import GLUE, Task
 
 
 def load_task(task: Task, data_dir: Path | str | None, splits: tuple[str, ...]) -> DatasetDict:
@@ -48,10 +46,10 @@ def load_task(task: Task, data_dir: Path | str | None, splits: tuple[str, ...]) 
 
 def _load_from_hub(task: Task) -> DatasetDict:
     try:
-        return load_dataset(HUB_DATASET, task.name)
+        return load_dataset(GLUE, task.name)
     except Exception as error:
         raise UserError(
-            f"{HUB_DATASET}/{task.name} could not be had from the Hub ({first_line(error)}). "
+            f"{GLUE}/{task.name} could not be had from the Hub ({first_line(error)}). "
             f"Name a folder that holds {task.name}/train.parquet with --data-dir."
         ) from error
 

@@ -13,15 +13,15 @@ from fffconvert.checkpoint import load_config
 from fffconvert.configuration import refuse_dense
 from fffconvert.display import say
 from fffconvert.errors import UserError, first_line
-from fffconvert.modeling import CODE
+from fffconvert.modeling import CODE_MODULE
 from fffconvert.recipe import RECIPE
 from fffconvert.report import REPORT
-from fffconvert.sentence import KEPT
+from fffconvert.sentence import SENTENCE_FILES
 
 PUBLISHED = (
     "README.md",
     "config.json",
-    f"{CODE}.py",
+    f"{CODE_MODULE}.py",
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",
@@ -35,7 +35,7 @@ PUBLISHED = (
     "merges.txt",
     "bpe.codes",
     "*.model",
-    *KEPT,
+    *SENTENCE_FILES,
 )
 """All that is ever uploaded, so that checkpoints, optimizer states and tokens cannot be."""
 

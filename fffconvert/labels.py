@@ -48,8 +48,8 @@ def number_in(task: Task, value: Any) -> float:
 def class_coder(task: Task, rows: Dataset) -> Callable[[Any], int]:
     """What turns a class into its number.
 
-    It may be given by its name, whatever its case where that tells no labels apart, or by its number; by numbers where
-    no label is a name.
+    A class is given by its name (in any case, unless two names differ in nothing else) or by its number; numbers count
+    where no label of the column is a name.
     """
     key = str.lower if len({name.lower() for name in task.labels}) == len(task.labels) else str
     numbers = {key(name): number for number, name in enumerate(task.labels)}

@@ -124,7 +124,7 @@ def benchmark(
     dense = dense or untrained_twin(model)
     check_original(model, dense)
     models = models_beside(model, dense, family)
-    sizes = readable(sizes, longest_text(model.config))
+    sizes = sizes_that_fit(sizes, longest_text(model.config))
     absent: dict[str, str] = {}
     graphs: list[str] = []
     with ExitStack() as stack:
@@ -139,7 +139,7 @@ def benchmark(
     return Latency(machine_name(), rows, absent)
 
 
-def readable(sizes: Sequence[tuple[int, int]], longest: int) -> list[tuple[int, int]]:
+def sizes_that_fit(sizes: Sequence[tuple[int, int]], longest: int) -> list[tuple[int, int]]:
     """Batches and lengths, each once, with lengths that a model can read; says so where they were longer."""
     cut = dict.fromkeys((batch, min(length, longest)) for batch, length in sizes)
     if any(length > longest for _, length in sizes):

@@ -99,7 +99,7 @@ def span_f1(_task: Task, answers: Answers, labels: Answers) -> float:
 
 
 def entity_f1(task: Task, answers: Answers, labels: Answers) -> float:
-    """F1 over whole entities of all rows together: right is what has the true ends and type."""
+    """F1 over the entities of all rows together; one is right if both its ends and its type are."""
     found, true = (
         {
             (row, *entity)

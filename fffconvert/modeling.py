@@ -37,7 +37,7 @@ from fffconvert.int8 import Int8Linear
 from fffconvert.onednn import OneDNNLinear
 from fffconvert.remote import flat_source
 
-CODE = "modeling_fff"  # the flat file beside the weights, without `.py`
+CODE_MODULE = "modeling_fff"  # the flat file beside the weights, without `.py`
 
 
 def check_is_model(model: Any) -> None:
@@ -68,7 +68,7 @@ class _FFFConfigMixin(PreTrainedConfig if TYPE_CHECKING else object):  # type: i
         """As ever; models save their configuration here. The code for `trust_remote_code` goes beside it."""
         self.auto_map = auto_map(family_of(self))
         super().save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / f"{CODE}.py").write_text(flat_source(), encoding="utf-8")
+        (Path(save_directory) / f"{CODE_MODULE}.py").write_text(flat_source(), encoding="utf-8")
 
 
 @cache
@@ -192,7 +192,7 @@ def auto_map(family: Family) -> dict[str, str]:
     """What `config.json` says for `trust_remote_code`: for each Auto class a class of the flat file."""
     heads = {auto_class.__name__: dense_class.__name__ for auto_class, dense_class in heads_of(family)}
     names = {"AutoConfig": family.config_class, **heads}
-    return {auto_class: f"{CODE}.FFF{name}" for auto_class, name in names.items()}
+    return {auto_class: f"{CODE_MODULE}.FFF{name}" for auto_class, name in names.items()}
 
 
 def register() -> None:

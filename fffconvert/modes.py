@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Has a model on a device for a while."""
+    """Moves a model to a device, and back afterwards."""
     home = next(model.parameters()).device
     model.to(device)
     try:
@@ -51,7 +51,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_forward(model: nn.Module) -> Iterator[None]:
-    """Gives a model back its forward, whatever Accelerate put around it for mixed precision.
+    """Undoes afterwards what Accelerate puts around a model's `forward` for mixed precision.
 
     Its own way back, `unwrap_model`, takes the decorators of `transformers` off too, and leaves a bare function.
     """
@@ -81,7 +81,7 @@ def undivided(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Has a model without dropout for a while, its FFNs `undivided`."""
+    """Switches a model's dropout off, its FFNs `undivided`, and back on afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -44,8 +44,8 @@ from fffconvert.sentence import read_modules
 from fffconvert.sources import source_of
 from fffconvert.tree import REMOVED, TreeShape, narrow
 from fffconvert.workspace import (
+    BEFORE_DISTILLATION,
     INPUTS,
-    START,
     TEACHER,
     clear,
     clear_if_nothing_to_resume,
@@ -157,7 +157,7 @@ def load_base(recipe: Recipe, work: Path, data_dir: Path | None) -> tuple[Loaded
 
 
 def read_recipe_data(recipe: Recipe, name: str, new_head: bool, data_dir: Path | None) -> Data:
-    """What a recipe trains and evaluates on, as the model called `name` takes it; its head may be still to make."""
+    """A recipe's rows to train and evaluate on, tokenized for the model `name`, which may have no head yet."""
     check_tree(recipe.tree, recipe.init, recipe.calibration_tokens)
     source = source_of(recipe.task, recipe.text, recipe.data)
     config = load_config(name)
@@ -243,7 +243,7 @@ class Students:
         if (self.work / name).exists():
             return
         say(f"{name}: {shape.active_neurons:g} active neurons per token", style="bold")
-        start = self.work / f"{name}{START}"
+        start = self.work / f"{name}{BEFORE_DISTILLATION}"
         self.convert(start, shape, init)
         model = load(start).model
         distill(

@@ -35,7 +35,7 @@ def check_whole(name: str, value: Any, least: int) -> None:
         raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
 
 
-def number(name: str, value: Any) -> float:
+def checked_number(name: str, value: Any) -> float:
     """A number, NumPy's too, as YAML can hold it. Raises a `UserError` for anything else."""
     if not isinstance(value, Real):
         raise UserError(f"{name} is {value!r}; expected a number")
@@ -79,7 +79,7 @@ class Training:
         for name in ("epochs", "batch_size", "gradient_accumulation", "checkpoint_every"):
             check_whole(name, getattr(self, name), 1)
         for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm"):
-            object.__setattr__(self, name, number(name, getattr(self, name)))
+            object.__setattr__(self, name, checked_number(name, getattr(self, name)))
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
@@ -199,7 +199,7 @@ class Recipe:
         if len(set(self.controls)) < len(self.controls):
             raise UserError(f"controls are {', '.join(self.controls)}; expected each once")
         if self.min_retention is not None:
-            object.__setattr__(self, "min_retention", number("min_retention", self.min_retention))
+            object.__setattr__(self, "min_retention", checked_number("min_retention", self.min_retention))
             if not 0 < self.min_retention <= 1:
                 raise UserError(f"min_retention is {self.min_retention}; expected a share such as 0.98")
         check_seed(self.seed)

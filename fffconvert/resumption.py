@@ -111,14 +111,14 @@ def resume(accelerator: Accelerator, folder: Path | None, fingerprint: dict[str,
     refuse_another(folder / FINGERPRINT, fingerprint)
     step = checkpoints_in(folder)[-1]
     say(f"Resuming from step {step}")
-    with readable(folder / f"step-{step}", folder):
+    with reading_back(folder / f"step-{step}", folder):
         accelerator.load_state(str(folder / f"step-{step}"))
     return step
 
 
 def refuse_another(file: Path, found: dict[str, Any]) -> None:
     """Raises a `UserError` where the run that left a file in its folder was told or given something else."""
-    with readable(file, file.parent):
+    with reading_back(file, file.parent):
         theirs = dict(json.loads(file.read_text(encoding="utf-8")))
     if other := [name for name in found if theirs.get(name) != found[name]]:
         raise UserError(
@@ -127,8 +127,8 @@ def refuse_another(file: Path, found: dict[str, Any]) -> None:
 
 
 @contextmanager
-def readable(file: Path, folder: Path) -> Iterator[None]:
-    """Says of what cannot be read back where it lies, and what to do.
+def reading_back(file: Path, folder: Path) -> Iterator[None]:
+    """Turns a failure to read back a run's files into one line that says which, and what to do.
 
     Raises:
         UserError: Where reading a file, or a folder of files, in the `folder` of a run fails.

@@ -25,7 +25,7 @@ from fffconvert.errors import UserError
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"  # and which of them is the default
 CASE = "sentence_*_config.json"  # whether texts are put in lower case
-KEPT = (MODULES, PROMPTS, CASE, "[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
+SENTENCE_FILES = (MODULES, PROMPTS, CASE, "[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
 """The files beside the transformer's, in the root and in the modules' folders; none can hold code."""
 
 KNOWN = ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout", "CNN")
@@ -154,8 +154,16 @@ def read_modules(name: str) -> SentenceModules | None:
     modules = listed_modules(name)
     if not modules:
         return None
-    root = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=list(KEPT)))
-    files = {str(p.relative_to(root)): p.read_bytes() for pattern in KEPT for p in sorted(root.glob(pattern))}
+    root = (
+        Path(name)
+        if Path(name).is_dir()
+        else Path(snapshot_download(name, allow_patterns=list(SENTENCE_FILES)))
+    )
+    files = {
+        str(p.relative_to(root)): p.read_bytes()
+        for pattern in SENTENCE_FILES
+        for p in sorted(root.glob(pattern))
+    }
     for _, path in modules[1:]:
         folder = root / path
         if not fnmatch(path, "[0-9]*_*") or "/" in path:

@@ -19,7 +19,7 @@ from datasets import (
 from huggingface_hub import metadata_load
 
 from fffconvert.errors import UserError, first_line
-from fffconvert.files import READERS, WHOLE, read_file, read_lines, read_tables, refuse_table
+from fffconvert.files import EXPECTED_CONTENT, READERS, read_file, read_lines, read_tables, refuse_table
 from fffconvert.glue import load_task
 from fffconvert.recipe import DataSource
 from fffconvert.tasks import TASKS, Task, task_named
@@ -135,7 +135,7 @@ def load_source(source: DataSource) -> DatasetDict:
     except Exception as error:  # what can go wrong while reading shares no base class
         reason = reason_of(error, path)
         if path.is_file():
-            expected = f"; expected {WHOLE[READERS[path.suffix.lower()]]}"
+            expected = f"; expected {EXPECTED_CONTENT[READERS[path.suffix.lower()]]}"
         elif path.is_dir():
             expected = "; expected a file of one kind for each split, such as train.csv and test.csv"
         else:

@@ -13,6 +13,7 @@ from fffconvert.display import say
 from fffconvert.errors import UserError
 from fffconvert.heads import Kind, check_judgeable, kind_of, labels_of, names_labels, reordered
 
+GLUE = "nyu-mll/glue"  # its id on the Hub
 AGREEMENT = ("agreement",)
 METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),

@@ -21,7 +21,7 @@ FEW_CUT = 0.01  # of the texts: of fewer that are cut nobody needs to hear
 def readable_length(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None, max_length: int
 ) -> int:
-    """`max_length`, or what the model can read at the most; who asked for more is told.
+    """`max_length`, or the model's own limit where that is lower; one line says so to a caller who asked for more.
 
     Raises:
         UserError: For a length that holds no word, or a tokenizer that cannot pad.

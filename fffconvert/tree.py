@@ -9,6 +9,7 @@ the functions take whatever supports arithmetic and comparison.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from typing import Any, ClassVar
 
 from fffconvert.errors import UserError
@@ -141,4 +142,4 @@ REMOVED = TreeShape(depth=0, leaf_width=0)
 
 def narrow(shape: TreeShape) -> TreeShape:
     """The control with as many dense neurons as `shape` has active, rounded up in the control's favour."""
-    return type(shape)(depth=0, leaf_width=-int(-shape.active_neurons // 1))
+    return type(shape)(depth=0, leaf_width=ceil(shape.active_neurons))

@@ -47,7 +47,7 @@ def untrained_twin(model: PreTrainedModel, shape: TreeShape | None = None) -> Pr
 
 
 def by_onednn(dense: PreTrainedModel, family: Family) -> PreTrainedModel:
-    """A dense model whose layers have their products from the library that a converted one has them from."""
+    """A dense model with the same weights, whose linear layers use oneDNN, as a converted one's do."""
     twin = deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})
     replace_projections(twin, family, OneDNNLinear.from_linear)
     return twin

@@ -13,7 +13,7 @@ from fffconvert.recipe import RECIPE, Recipe
 
 TEACHER = "teacher"
 INPUTS = "inputs.json"  # what tells the teacher and the data of a run from others
-START = ".start"  # of the folder with a student as it was before distillation
+BEFORE_DISTILLATION = ".start"  # of the folder with a student as it was before distillation
 
 
 def open_work(recipe: Recipe, output: Path, resume: bool) -> Path:
@@ -65,7 +65,7 @@ def teacher_folder(output: Path) -> Path:
 def clear_if_nothing_to_resume(work: Path, error: Exception) -> None:
     """Deletes the folder of a run that failed before anything was trained: what was asked of it was wrong."""
     refused = isinstance(error, UserError) and not isinstance(error, NotWritten)
-    kept = {path.name for path in work.iterdir() if not (refused and path.suffix == START)}
+    kept = {path.name for path in work.iterdir() if not (refused and path.suffix == BEFORE_DISTILLATION)}
     if kept <= {RECIPE, INPUTS, LOCK}:
         clear(work)
 

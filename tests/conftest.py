@@ -23,6 +23,7 @@ import torch
 import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 from transformers import (
     BertForSequenceClassification,
     PreTrainedConfig,
@@ -34,14 +35,17 @@ from transformers import (
 from fffconvert import clock
 from fffconvert.cli import main
 from fffconvert.columns import unlabelled
+from fffconvert.conversion import convert
 from fffconvert.encoding import tokenized
 from fffconvert.families import FAMILIES
 from fffconvert.latency import benchmark
 from fffconvert.tasks import TASKS
+from fffconvert.tree import TreeShape
 
 WORDS = (
     "the a film book is was very not good bad fine dull bright and but I you we they liked hated saw".split()  # noqa: SIM905
 )
+TREE = TreeShape(2, 3)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -150,6 +154,18 @@ def tiny_model(
     set_seed(0)
     config = tiny_config(model_type, initializer_range=0.5, **changes)
     return getattr(transformers, auto_class).from_config(config).eval()
+
+
+def converted(
+    dense: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, shape: TreeShape = TREE
+) -> PreTrainedModel:
+    """A dense model with trees that are fitted on little text."""
+    return convert(dense, tokenizer, sentences(60), shape, calibration_tokens=300).model
+
+
+def batch_of(tokenizer: PreTrainedTokenizerFast, n: int = 8) -> dict[str, Tensor]:
+    """Texts that no tree was fitted on, padded."""
+    return dict(tokenizer(sentences(n, seed=5), padding=True, return_tensors="pt"))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import sentences, tiny_model, tokenized_texts
+from conftest import converted, sentences, tiny_model, tokenized_texts
 from torch import Tensor
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -18,11 +18,6 @@ from fffconvert.families import FAMILIES, ffn_starts_of
 from fffconvert.loss import relative_error
 from fffconvert.recipe import Training
 from fffconvert.tree import TreeShape
-
-
-def converted(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return convert(dense, tokenizer, sentences(60), TreeShape(2, 3), calibration_tokens=300).model
-
 
 HEADS = ["", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
 
@@ -127,7 +122,7 @@ def test_a_student_without_trees_of_this_package_is_refused(
 def test_a_head_that_judges_every_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     """Its logits `(n_texts, n_tokens)` are no classes, and some of them are of padding."""
     dense = tiny_model("electra", "AutoModelForPreTraining")
-    student = convert(dense, tokenizer, sentences(60), TreeShape(2, 2), calibration_tokens=300).model
+    student = converted(dense, tokenizer)
     with pytest.raises(UserError, match=r"^the student is FFFElectraForPreTraining, which cannot be judged"):
         distill(student, dense, tokenizer, tokenized_texts(sentences(8), tokenizer))
 

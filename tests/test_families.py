@@ -8,14 +8,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, sentences, tiny_config, tiny_model, tokenized_texts, unlike_first
+from conftest import (
+    TINY,
+    batch_of,
+    converted,
+    sentences,
+    tiny_config,
+    tiny_model,
+    tokenized_texts,
+    unlike_first,
+)
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast
 
 from fffconvert.activations import recording_inputs
 from fffconvert.calibration import calibrate
 from fffconvert.checkpoint import load
-from fffconvert.conversion import convert
 from fffconvert.distillation import comparing, distill
 from fffconvert.errors import UserError
 from fffconvert.families import (
@@ -38,19 +46,9 @@ from fffconvert.twins import untrained_twin
 every_family = pytest.mark.parametrize("model_type", TINY)
 
 
-def batch_of(tokenizer: PreTrainedTokenizerFast, n: int = 8) -> dict[str, Tensor]:
-    return dict(tokenizer(sentences(n, seed=5), padding=True, return_tensors="pt"))
-
-
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return model(**batch_of(tokenizer)).logits
-
-
-def converted(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, shape: TreeShape
-) -> PreTrainedModel:
-    return convert(model, tokenizer, sentences(60), shape, calibration_tokens=300).model
 
 
 def test_every_row_has_a_tiny_model() -> None:
@@ -158,7 +156,7 @@ def test_encoder_without_pooler(
     dense.pooler = None
     read = load(folder_of(dense)).model
     assert read.pooler is None
-    student = converted(read, tokenizer, TreeShape(2, 3))
+    student = converted(read, tokenizer)
     assert not any("pooler" in key for key in student.state_dict())
     again = load(folder_of(student, "student")).model
     batch = batch_of(tokenizer)
@@ -261,7 +259,7 @@ def test_copies_share_no_memory(classifier: BertForSequenceClassification) -> No
 
 def test_feed_forward_in_chunks(tokenizer: PreTrainedTokenizerFast) -> None:
     dense = tiny_model("bert")
-    student = converted(dense, tokenizer, TreeShape(2, 3))
+    student = converted(dense, tokenizer)
     whole = logits_of(student, tokenizer)
     for layer in layers_of(student, FAMILIES["bert"]):
         layer.chunk_size_feed_forward = 1

@@ -7,16 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import sentences
+from conftest import converted
 from hub_server import Hub, serving
 from huggingface_hub import constants
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from fffconvert.checkpoint import load, save
-from fffconvert.conversion import convert
 from fffconvert.errors import UserError
 from fffconvert.hub import content_of, push
-from fffconvert.tree import TreeShape
 
 SECRETS = (
     ".env",
@@ -48,7 +46,7 @@ def folder(
 ) -> Path:
     """A converted model, and beside it in the same folder what nobody may see."""
     dense = load(folder_of(classifier))
-    model = convert(classifier, tokenizer, sentences(60), TreeShape(2, 3), calibration_tokens=300).model
+    model = converted(classifier, tokenizer)
     save(replace(dense, model=model), tmp_path / "student", report={"layers": []})
     for name in SECRETS:
         (tmp_path / "student" / name).parent.mkdir(parents=True, exist_ok=True)

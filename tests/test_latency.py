@@ -8,18 +8,16 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import tiny_config
+from conftest import converted, tiny_config
 from transformers import BertForMultipleChoice, BertModel
 
 from fffconvert import latency, onnx_runtime
 from fffconvert.cli import main
-from fffconvert.conversion import convert
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, random_ids
 from fffconvert.onednn import ONEDNN
 from fffconvert.quantization import quantize
 from fffconvert.tables import show_latency
-from fffconvert.tree import TreeShape
 from fffconvert.twins import LIMIT
 
 BY_ONEDNN = {"dense oneDNN"} if ONEDNN else set()
@@ -29,10 +27,8 @@ COMPILED = {"dense compiled", "converted compiled"}
 
 
 @pytest.fixture
-def student(classifier, tokenizer, texts, quick_latency):
-    return convert(
-        classifier, tokenizer, texts, TreeShape(depth=2, leaf_width=3), calibration_tokens=300
-    ).model
+def student(classifier, tokenizer, quick_latency):
+    return converted(classifier, tokenizer)
 
 
 @pytest.fixture
@@ -183,16 +179,16 @@ def test_a_wide_spread_is_no_confident_number(capsys):
     assert "busy" not in err
 
 
-def test_a_head_that_chooses_among_texts_is_timed(tokenizer, texts, quick_latency):
+def test_a_head_that_chooses_among_texts_is_timed(tokenizer, quick_latency):
     model = BertForMultipleChoice(tiny_config()).eval()
-    student = convert(model, tokenizer, texts, TreeShape(depth=2, leaf_width=3), calibration_tokens=300).model
+    student = converted(model, tokenizer)
     assert measure(student, model).rows[-1].medians.keys() == MODEL
 
 
 def test_lengths_are_cut_to_what_the_model_reads(capsys):
-    assert latency.readable([(1, 16), (1, 128), (1, 500), (2, 128)], 64) == [(1, 16), (1, 64), (2, 64)]
+    assert latency.sizes_that_fit([(1, 16), (1, 128), (1, 500), (2, 128)], 64) == [(1, 16), (1, 64), (2, 64)]
     assert "Texts are timed at 64 tokens" in capsys.readouterr().err
-    assert latency.readable([[1, 16]], 64) == [(1, 16)]  # as JSON has it
+    assert latency.sizes_that_fit([[1, 16]], 64) == [(1, 16)]  # as JSON has it
     assert not capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import TINY, sentences, tiny_config, tiny_model, tokenized_texts
+from conftest import TINY, batch_of, converted, sentences, tiny_config, tiny_model, tokenized_texts
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
@@ -34,7 +34,7 @@ import fffconvert
 from fffconvert import modeling
 from fffconvert.checkpoint import Loaded
 from fffconvert.configuration import dense_neurons, is_converted, shape_of
-from fffconvert.conversion import convert, untrained_student
+from fffconvert.conversion import untrained_student
 from fffconvert.errors import UserError
 from fffconvert.families import FAMILIES, family_of
 from fffconvert.fff import FFF
@@ -70,10 +70,6 @@ every_head = pytest.mark.parametrize(
 every_family = pytest.mark.parametrize("model_type", TINY)
 
 
-def converted(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return convert(dense, tokenizer, sentences(60), TREE, calibration_tokens=300).model
-
-
 def unfitted(dense: PreTrainedModel) -> PreTrainedModel:
     """The converted counterpart with random trees, where what they hold does not matter."""
     family = family_of(dense.config)
@@ -82,11 +78,7 @@ def unfitted(dense: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.fixture
 def student(classifier: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return converted(classifier, tokenizer)
-
-
-def batch_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
-    return dict(tokenizer(sentences(4, seed=9), padding=True, return_tensors="pt"))
+    return converted(classifier, tokenizer, TREE)
 
 
 @torch.no_grad()
@@ -116,7 +108,7 @@ def test_saved_and_loaded_by_the_stock_auto_class_is_bitwise_equal(
     loaded = getattr(transformers, auto_class).from_pretrained(tmp_path)
     assert not loaded.training
     assert_same_model(model, loaded)
-    batch = batch_of(tokenizer)
+    batch = batch_of(tokenizer, 4)
     if auto_class == "AutoModelForMultipleChoice":
         batch = {name: tensor[None] for name, tensor in batch.items()}
     # copied, because a weight that lies in a file at an odd address may be summed in another order
@@ -165,7 +157,7 @@ def test_head_can_be_changed_by_loading(
 ) -> None:
     encoder = transformers.AutoModel.from_pretrained(folder_of(student))
     assert type(encoder) is modeling.FFFBertModel
-    batch = batch_of(tokenizer)
+    batch = batch_of(tokenizer, 4)
     assert torch.equal(
         outputs_of(encoder, batch)["last_hidden_state"],
         outputs_of(student.bert, batch)["last_hidden_state"],
@@ -283,7 +275,7 @@ def test_other_dtypes(
     dtype: torch.dtype,
     folder_of: Callable[..., str],
 ) -> None:
-    batch = batch_of(tokenizer)
+    batch = batch_of(tokenizer, 4)
     expected = outputs_of(student, batch)["logits"]
     changed = copy.deepcopy(student).to(dtype)
     logits = outputs_of(changed, batch)["logits"]
@@ -333,7 +325,7 @@ def test_trainer(
 
 
 def test_compiled_without_graph_breaks(student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    batch = batch_of(tokenizer)
+    batch = batch_of(tokenizer, 4)
     compiled = torch.compile(student, fullgraph=True, backend="aot_eager")  # inductor would only add C++
     with torch.inference_mode():  # as it is timed
         torch.testing.assert_close(
@@ -345,7 +337,7 @@ def test_compiled_without_graph_breaks(student: PreTrainedModel, tokenizer: PreT
 def test_gradients_with_checkpointing_are_those_without(
     student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    batch = {**batch_of(tokenizer), "labels": torch.tensor([0, 1, 0, 1])}
+    batch = {**batch_of(tokenizer, 4), "labels": torch.tensor([0, 1, 0, 1])}
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -371,7 +363,7 @@ def test_attention_implementations_agree(
     if not dense._supports_sdpa:
         pytest.skip(f"{model_type} has its own attention only")
     unfitted(dense).save_pretrained(tmp_path)
-    batch = batch_of(tokenizer)
+    batch = batch_of(tokenizer, 4)
     logits = []
     for name in ("eager", "sdpa"):
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation=name)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import sentences, tiny_model
+from conftest import converted, tiny_model
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from fffconvert.conversion import convert
 from fffconvert.errors import UserError
 from fffconvert.pair import check_pair
-from fffconvert.tree import TreeShape
 
 
 @pytest.mark.parametrize(
@@ -66,6 +64,6 @@ def test_a_class_of_ones_own_teaches(
         pass
 
     teacher = Mine(classifier.config).eval()
-    student = convert(classifier, tokenizer, sentences(60), TreeShape(2, 3), calibration_tokens=300).model
+    student = converted(classifier, tokenizer)
     check_pair(student, teacher)
     check_pair(student, torch.compile(classifier))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import torch
+from conftest import converted
 from torch import nn
 
-from fffconvert.conversion import convert
 from fffconvert.fff import FFF
 from fffconvert.quantization import quantize
-from fffconvert.tree import TreeShape
 from fffconvert.twins import without_ffns
 
 
-def test_the_limit_has_no_ffn_at_all(classifier, tokenizer, texts):
-    shape = TreeShape(depth=2, leaf_width=3)
-    student = convert(classifier, tokenizer, texts, shape, calibration_tokens=300).model
+def test_the_limit_has_no_ffn_at_all(classifier, tokenizer):
+    student = converted(classifier, tokenizer)
     limit = without_ffns(student)
     assert not any(isinstance(module, FFF) for module in limit.modules())
     assert isinstance(limit.bert.encoder.layer[0].intermediate, nn.Identity)
