@@ -153,7 +153,7 @@ def batches_of(
         rows += [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
         if sum(len(row["input_ids"]) for row in rows) >= n_tokens:
             break
-    say_if_cut("Calibration", (len(row["input_ids"]) for row in rows), max_length)
+    say_if_cut("Calibration", (len(row["input_ids"]) for row in rows), max_length, tokenizer)
     n_rows = first_with(n_tokens, (len(row["input_ids"]) for row in rows))
     rows = sorted(rows[:n_rows], key=lambda row: len(row["input_ids"]))
     batches = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]

@@ -292,7 +292,12 @@ def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
         )
     if "attention_mask" not in tokenizer.model_input_names:  # without it padding counts as text
         tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(config))
+    limit: Any = tokenizer.model_max_length
+    if not isinstance(limit, int | float) or limit < 1 or limit % 1:
+        raise UserError(
+            f"{name}: its tokenizer's model_max_length is {limit!r}; expected a whole number of tokens"
+        )
+    tokenizer.model_max_length = min(int(limit), longest_text(config))
     return tokenizer
 
 

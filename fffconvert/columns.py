@@ -21,12 +21,16 @@ from fffconvert.tasks import AGREEMENT, METRICS, Task
 
 PAIRS = (
     ("question", "context"),
+    ("question", "passage"),
+    ("question", "answer"),
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
     ("question1", "question2"),
     ("text1", "text2"),
+    ("text", "text_pair"),
     ("question", "sentence"),
     ("query", "passage"),
+    ("query", "document"),
 )
 TEXTS = (
     "text",
@@ -38,7 +42,6 @@ TEXTS = (
     "document",
     "comment",
     "body",
-    "question",
 )
 LABELS = (
     "label",
@@ -93,7 +96,7 @@ def task_of(source: Source, rows: Dataset, config: PreTrainedConfig | None, labe
     task = unlabelled(name, columns, config)
     if label is not None:
         labels = class_labels(rows, label, kind, config)
-        entities = kind == "tokens" and any(each.startswith("B-") for each in labels)
+        entities = kind == "tokens" and marks_entities(labels)
         metrics = ("entity_f1", "accuracy") if entities else METRICS[kind]
         task = Task(name, columns, labels, metrics, kind=kind, label=label)
     say_what_was_chosen(task, rows, labelled and kind not in WITHOUT_LABELS)
@@ -120,7 +123,7 @@ def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | 
     usual = [column for name in LABELS if (column := _usual(rows, (name,))) is not None]
     suits = (c for c in usual if kind is None or holds_answers(rows.features[c]) == (kind == "question"))
     found = next(suits, None)
-    if found is not None and len(rows) and all(value in (None, -1) for value in rows[found]):
+    if found is not None and len(rows) and all(value in (None, -1) for value in rows[found][:]):
         return None  # as GLUE's own test splits have it
     return found
 
@@ -132,11 +135,19 @@ def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
         return "question"
     if isinstance(feature, LISTS):
         words = any(isinstance(rows.features.get(name), LISTS) for name in source.text)
-        return "tokens" if words or _usual(rows, ("tokens", "words")) else "multi-label"
+        if words or _usual(rows, ("tokens", "words")):
+            return "tokens"
+        names = class_names(feature) or distinct("multi-label", rows[label][:])
+        return "tokens" if marks_entities(names) else "multi-label"
     if label.lower() in ("ner_tags", "tags"):
         return "tokens"  # as text with spaces between, in a CSV file
     number = isinstance(feature, Value) and ("float" in feature.dtype or "decimal" in feature.dtype)
     return "regression" if number else "classification"
+
+
+def marks_entities(labels: Iterable[str]) -> bool:
+    """Whether labels are tags of words, of which some begin an entity."""
+    return any(label.startswith("B-") for label in labels)
 
 
 def holds_answers(feature: Any) -> bool:
@@ -166,8 +177,10 @@ def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | Non
     textual = [
         name
         for name, feature in rows.features.items()
-        if isinstance(feature, Value) and "string" in feature.dtype and name != label
+        if isinstance(feature, Value) and "string" in feature.dtype and name not in (label, source.label)
     ]
+    if len(textual) > 1:  # where labels are not wanted they are no text for all that
+        textual = [name for name in textual if name.lower() not in LABELS]
     if kind == "question" or (usual is None and len(textual) != 1):
         wanted = "question and which its context" if kind == "question" else "text"
         raise UserError(
@@ -198,7 +211,7 @@ def class_labels(rows: Dataset, label: str, kind: Kind, config: PreTrainedConfig
     named = class_names(rows.features[label])
     if config is None:
         hot = multi_hot(rows, label) if kind == "multi-label" else 0
-        found = tuple(named or [str(number) for number in range(hot)] or distinct(kind, rows[label]))
+        found = tuple(named or [str(number) for number in range(hot)] or distinct(kind, rows[label][:]))
         if len(found) < 2:
             raise UserError(
                 f"column {label!r} has {len(found)} label{'s' * (len(found) != 1)}; expected two or more"
@@ -252,7 +265,7 @@ def shown_labels(task: Task, rows: Dataset) -> Sequence[str]:
     """The labels, each with its number where the data has numbers that stand for them, and are not their names."""
     if task.label is None or not isinstance(next(iter(rows[task.label]), None), int | float):
         return task.labels
-    named = class_names(rows.features[task.label]) or {str(whole(value)) for value in rows[task.label]}
+    named = class_names(rows.features[task.label]) or {str(whole(value)) for value in rows[task.label][:]}
     if not {name.lower() for name in named}.isdisjoint(name.lower() for name in task.labels):
         return task.labels
     return [f"{number} = {name}" for number, name in enumerate(task.labels)]

@@ -32,7 +32,7 @@ Columns = dict[str, list[Any]]
 
 def texts_of(task: Task, rows: Dataset) -> list[Text]:
     """The texts, or pairs of texts, of checked rows; words are joined by spaces. An encoder reads each alone."""
-    columns = [[_joined(task, value) for value in rows[name]] for name in task.columns]
+    columns = [[_joined(task, value) for value in rows[name][:]] for name in task.columns]
     if len(columns) == 1 or task.is_embedded:
         return [text for column in columns for text in column]
     return [*zip(*columns, strict=True)]
@@ -42,13 +42,13 @@ def check_rows(task: Task, rows: Dataset) -> None:
     """Raises a `UserError` for a row without text, or without a label where each has one, and for lists as text."""
     check_texts(task, rows)
     for name in (*(task.columns if task.kind == "tokens" else ()), task.label):
-        if name is not None and holds_printed_lists(rows[name]):
+        if name is not None and holds_printed_lists(rows[name][:]):
             raise UserError(
                 f"{task.name}: column {name!r} holds lists written as text; expected values with spaces or commas "
                 "between, or lists in a file of JSONL or Parquet"
             )
     if task.label is not None and (task.kind == "classification" or task.is_regression):
-        given = list(rows[task.label])
+        given = rows[task.label][:]
         if None in given:
             raise UserError(
                 f"{task.name}: row {given.index(None)} has no label in column {task.label!r}; expected one"
@@ -74,7 +74,7 @@ def holds_printed_lists(column: Iterable[Any]) -> bool:
 def check_texts(task: Task, rows: Dataset) -> None:
     """Raises a `UserError` for a row without text; it is named."""
     for name in task.columns:
-        for number, value in enumerate(rows[name]):
+        for number, value in enumerate(rows[name][:]):
             words = value if isinstance(value, list) and task.kind == "tokens" else [value]
             if not all(isinstance(word, str) for word in words):
                 raise UserError(f"{task.name}: row {number} has {name} {reprlib.repr(value)}; expected text")
@@ -125,9 +125,9 @@ def tokenized(
     )
     if 0 in made["length"]:  # by a tokenizer that adds nothing to an empty text
         raise UserError(f"{task.name} has a text without a token, such as an empty one; leave such rows out")
-    say_if_cut(task.name, made["length"], max_length)
+    say_if_cut(task.name, made["length"], max_length, tokenizer)
     if "end_positions" in made.column_names:
-        say_what_was_cut(task, rows[task.label], made["end_positions"], max_length)
+        say_what_was_cut(task, rows[task.label][:], made["end_positions"], max_length)
     return made
 
 
@@ -137,6 +137,11 @@ def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
         raise UserError(
             f"{task.name}: {type(tokenizer).__name__} does not say where in a text its tokens stand, as "
             f"{'answers' if task.kind == 'question' else 'tags of words'} need; expected a model with a fast tokenizer"
+        )
+    if task.kind == "question" and tokenizer.sep_token_id is None:
+        raise UserError(
+            f"{task.name}: the tokenizer names no sep_token, behind which the context of a question stands; expected "
+            "one: set its sep_token and save it"
         )
     if (asks_where(task) or task.kind == "masked") and tokenizer.padding_side != "right":
         raise UserError(

@@ -160,8 +160,12 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def longest_text(config: PreTrainedConfig) -> int:
-    """Tokens that a dense or converted model can read at once. Raises as `family_of` does."""
+    """Tokens that a dense or converted model can read at once. Raises as `family_of` does, and without padding."""
     family = family_of(config)
+    if family.offset_positions and config.pad_token_id is None:
+        raise UserError(
+            "config.json has no pad_token_id; expected one, from behind which positions are counted"
+        )
     unused = config.pad_token_id + 1 if family.offset_positions else 0
     return int(config.max_position_embeddings - unused)
 

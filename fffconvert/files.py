@@ -7,7 +7,7 @@ import glob
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import pandas
 from datasets import Dataset, load_dataset
@@ -59,7 +59,8 @@ def read_tables(files: list[Path]) -> Dataset:
 def dialect(file: Path) -> dict[str, Any]:
     """How a CSV or TSV file is written, in pandas' words: what stands between columns, and whether cells are quoted.
 
-    Quotes in a TSV file mean something where every line closes those that it opens; elsewhere they are text.
+    Quotes in a TSV file mean something where they part it into rows of one length (see `is_quoted`); elsewhere they
+    are text.
 
     Raises:
         UserError: As `check_header` does.
@@ -67,11 +68,10 @@ def dialect(file: Path) -> dict[str, Any]:
     tabs = file.suffix.lower() == ".tsv"
     separator = "\t" if tabs else ","
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        unclosed = tabs and any(line.count('"') % 2 for line in lines)
-        quoting: Literal[0, 3] = csv.QUOTE_NONE if unclosed else csv.QUOTE_MINIMAL
-        lines.seek(0)
         longest = csv.field_size_limit(LONGEST_CELL)
         try:
+            quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs and not is_quoted(lines) else csv.QUOTE_MINIMAL
+            lines.seek(0)
             rows = csv.reader(lines, delimiter=separator, quoting=quoting)
             written = (row for row in rows if row)
             names, first = next(written, []), next(written, [])
@@ -79,6 +79,22 @@ def dialect(file: Path) -> dict[str, Any]:
             csv.field_size_limit(longest)
     check_header(file, names, first, separator)
     return {"sep": separator, "quoting": quoting}
+
+
+def is_quoted(lines: TextIO) -> bool:
+    """Whether quotes in a file with tabs mean something: every line closes those that it opens, or every row does.
+
+    A cell with a line break and a tab in it is rather two rows that have a quote each.
+    """
+    if not any(line.count('"') % 2 for line in lines):
+        return True
+    lines.seek(0)
+    try:
+        rows = [row for row in csv.reader(lines, delimiter="\t", strict=True) if row]
+    except csv.Error:
+        return False
+    cells = (cell for row in rows for cell in row)
+    return len({len(row) for row in rows}) == 1 and not any("\t" in cell and "\n" in cell for cell in cells)
 
 
 def check_header(file: Path, names: list[str], first: list[str], separator: str) -> None:

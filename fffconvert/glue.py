@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from datasets import DatasetDict, load_dataset
 
+from fffconvert.display import say
 from fffconvert.errors import UserError, first_line
 from fffconvert.tasks import GLUE, Task
 
@@ -16,7 +16,7 @@ def load_task(task: Task, data_dir: Path | str | None, splits: tuple[str, ...]) 
 
     Args:
         task: The task.
-        data_dir: A folder with `TASK/SPLIT.parquet`; a `train_partial.parquet` serves, with a warning,
+        data_dir: A folder with `TASK/SPLIT.parquet`; a `train_partial.parquet` serves, and one line says so,
             where there is no `train.parquet`. Without a folder the data comes from the Hub.
         splits: Some of `train` and the task's validation splits.
 
@@ -59,6 +59,6 @@ def _file(folder: Path, split: str) -> Path:
     if whole.is_file():
         return whole
     if partial.is_file():
-        warnings.warn(f"{partial}: only a part of the split, so scores are not GLUE's own", stacklevel=2)
+        say(f"{partial}: only a part of the split, so scores are not GLUE's own")
         return partial
     raise UserError(f"{whole} does not exist; expected the {split} split as Parquet")

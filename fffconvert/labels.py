@@ -60,7 +60,7 @@ def class_coder(task: Task, rows: Dataset) -> Callable[[Any], int]:
             return names[value]
         return value if isinstance(value, bool) else whole(value)
 
-    given = rows[task.label] if task.label and numbers else ()
+    given = rows[task.label][:] if task.label and numbers else ()
     labels = (value for row in given for value in labels_in(task.kind, row) if value is not None)
     by_name = all(name.isdecimal() for name in numbers) or not numbers.keys().isdisjoint(
         {key(str(named(value))) for value in labels}
@@ -124,7 +124,7 @@ def multi_hot(rows: Dataset, label: str) -> int:
 
     Whole numbers are told from a list of labels 0 and 1 by a row that has one of them twice, or 1 before 0.
     """
-    column, feature = list(rows[label]), rows.features[label]
+    column, feature = rows[label][:], rows.features[label]
     if not isinstance(feature, LISTS) or not isinstance(feature.feature, Value) or None in column:
         return 0
     lengths = {len(row) for row in column}

@@ -23,6 +23,9 @@ from fffconvert.tasks import Task
 
 LARGEST_LOSS = 700.0  # whose exponential is a number still, as JSON asks
 
+LAST, ALONE = ("E", "L"), ("S", "U")
+"""Prefixes of tags, besides `B` and `I`, of the last word of an entity and of an only one: IOBES and BILOU."""
+
 Answers = NDArray[Any] | Sequence[NDArray[Any]]
 """One answer for each row; an array where all have the same shape."""
 
@@ -112,18 +115,21 @@ def entity_f1(task: Task, answers: Answers, labels: Answers) -> float:
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Type, first word and word behind the last of each entity that `B-` and `I-` tags mark.
+    """Type, first word and word behind the last of each entity that tags mark: IOB, IOBES or BILOU.
 
     As CoNLL's own script reads them: an `I-` that follows no tag of its type starts an entity too.
     """
     found, kind, start = set(), "", 0
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, tagged = tag.partition("-")
-        if kind and (prefix != "I" or tagged != kind):
+        if kind and (prefix not in ("I", *LAST) or tagged != kind):
             found.add((kind, start, place))
             kind = ""
-        if prefix in ("B", "I") and tagged and not kind:
+        if prefix in ("B", "I", *LAST, *ALONE) and tagged and not kind:
             kind, start = tagged, place
+        if prefix in (*LAST, *ALONE) and kind:
+            found.add((kind, start, place + 1))
+            kind = ""
     return found
 
 

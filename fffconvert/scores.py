@@ -15,7 +15,8 @@ from fffconvert.errors import UserError
 from fffconvert.metrics import Answers, agreement, compute_metrics
 from fffconvert.tasks import Task
 
-ROWS_AT_ONCE = 1024  # of the similarities of all texts to all others
+ROWS_AT_ONCE = 1024  # of the similarities of texts to all others
+MOST_NEIGHBOURS = 4096  # texts whose nearest neighbours are compared
 
 Outputs = dict[str, Answers]
 """Per validation split, one answer (see `fffconvert.metrics`) for each row of data."""
@@ -174,9 +175,9 @@ def make_scores(
 
 
 def nearest(vectors: NDArray[np.float32]) -> NDArray[np.intp]:
-    """For each row the number of the row closest to it, `(n_texts,)`."""
+    """For each of the first `MOST_NEIGHBOURS` rows the number of the row closest to it, of all."""
     found = []
-    for start in range(0, len(vectors), ROWS_AT_ONCE):
+    for start in range(0, min(len(vectors), MOST_NEIGHBOURS), ROWS_AT_ONCE):
         similarity = vectors[start : start + ROWS_AT_ONCE] @ vectors.T  # (n_at_once, n_texts)
         np.fill_diagonal(similarity[:, start:], -np.inf)
         found.append(similarity.argmax(1))

@@ -61,7 +61,12 @@ def train_and_validation_splits(
     """The rows to train on, and those to evaluate on by split, of which there may be none."""
     if isinstance(source, DataSource):
         found = load_source(source)
-        return _train_of(source, found), _validations_of(source, found)
+        train, validations = _train_of(source, found), _validations_of(source, found)
+        if validations.get(str(source.validation)) is train:
+            raise UserError(
+                f"data.validation is {source.validation!r}, the rows to train on; expected others, or held_out instead"
+            )
+        return train, validations
     validations = load_task(source, data_dir, source.validations) if isinstance(source, Task) else {}
     return train_split(source, data_dir), validations
 

@@ -139,7 +139,7 @@ def check_head(task: Task, config: PreTrainedConfig, name: str) -> None:
     if not any(head.endswith("ForSequenceClassification") for head in heads):
         raise UserError(
             f"{name} is {', '.join(heads)}; task {task.name} expects a ...ForSequenceClassification. "
-            f"Fine-tune one first: fffconvert finetune {name} OUTPUT --task {task.name}"
+            f"Fine-tune the dense model first: fffconvert finetune MODEL OUTPUT --task {task.name}"
         )
     check_judgeable(config, name)
     ours = tuple(label.lower() for label in labels_of(config))

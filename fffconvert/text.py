@@ -30,24 +30,25 @@ def readable_length(
         raise UserError(f"tokenizer is {tokenizer!r}; expected one of transformers")
     if tokenizer.pad_token is None:
         raise UserError("the tokenizer has no padding token; expected one: set `pad_token` and save it")
-    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if max_length < least:
-        raise UserError(
-            f"max_length is {max_length}; expected at least {least}, as the tokenizer adds {least - 1}"
-        )
     limit = min(tokenizer.model_max_length, longest_text(config) if config else max_length)
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    readable = min(limit, max_length)
+    if readable < least:
+        name = "max_length" if max_length == readable else "the model's own limit"
+        raise UserError(f"{name} is {readable}; expected at least {least}, as the tokenizer adds {least - 1}")
     if limit < max_length != MAX_LENGTH:
         say(f"Texts are cut at {limit} tokens: the model reads no more")
-    return min(limit, max_length)
+    return readable
 
 
-def say_if_cut(what: str, lengths: Iterable[int], limit: int) -> None:
+def say_if_cut(what: str, lengths: Iterable[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """One line where more than a few texts have as many tokens as they may: what follows was not read."""
     cut = [length >= limit for length in lengths]
     if sum(cut) > FEW_CUT * len(cut):
+        further = "; --max-length (in a recipe: max_length) reads further, as far as the model can"
         say(
-            f"{what}: {sum(cut):,} of {len(cut):,} texts have {limit} tokens or more, of which no more are read; "
-            "--max-length (in a recipe: max_length) reads further, as far as the model can"
+            f"{what}: {sum(cut):,} of {len(cut):,} texts have {limit} tokens or more, of which no more are read"
+            + further * (limit < tokenizer.model_max_length)
         )
 
 

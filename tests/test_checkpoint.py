@@ -217,6 +217,17 @@ def test_padding_is_told_from_text_whatever_the_tokenizer_says_it_gives(classifi
     assert "attention_mask" in load(folder).tokenizer("a film")
 
 
+@pytest.mark.parametrize("limit", [0, -1, 0.5, "64"], ids=str)
+def test_a_tokenizer_whose_longest_text_is_no_length_is_refused(limit, classifier, folder_of):
+    folder = Path(folder_of(classifier))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": limit}))
+    with pytest.raises(UserError, match=f"model_max_length is {limit!r}; expected a whole number of tokens"):
+        load(folder)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": 32.0}))
+    assert len(load(folder).tokenizer("a film " * 64, truncation=True)["input_ids"]) == 32
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(classifier, folder_of):
     with pytest.raises(UserError, match="its tokenizer has 27 tokens and the model 26; expected no more"):
         checkpoint.load_tokenizer(folder_of(classifier), tiny_config(vocab_size=26))

@@ -139,6 +139,19 @@ def test_numbers_are_said_to_be_taken_for_classes(
             "label",
         ),
         ({"note": ["a", "b"], "target": [1, 0]}, "classification", ("note",), "target"),
+        (
+            {"question": ["a"] * 2, "passage": ["b"] * 2, "label": [1, 0]},
+            "classification",
+            ("question", "passage"),
+            "label",
+        ),
+        (
+            {"text": ["a"] * 2, "text_pair": ["b"] * 2, "label": [1, 0]},
+            "classification",
+            ("text", "text_pair"),
+            "label",
+        ),
+        ({"question": ["a", "b"], "label": [1, 0]}, "classification", ("question",), "label"),
         ({"text": ["a"], "score": [0.5]}, "regression", ("text",), "score"),
         ({"text": ["a"], "labels": [["x", "y"]]}, "multi-label", ("text",), "labels"),
         (
@@ -148,6 +161,7 @@ def test_numbers_are_said_to_be_taken_for_classes(
             "ner_tags",
         ),
         ({"words": ["a b"], "tags": ["O X"]}, "tokens", ("words",), "tags"),
+        ({"sentence": ["a b"], "labels": [["B-X", "O"]]}, "tokens", ("sentence",), "labels"),
         (
             {"context": ["a b"], "question": ["a"], "answers": [{"text": ["b"], "answer_start": [2]}]},
             "question",
@@ -172,6 +186,22 @@ def test_what_is_guessed(
     said = " ".join(capsys.readouterr().err.split())
     assert all(repr(column) in said for column in (*text, label))
     assert kind in said
+
+
+@pytest.mark.parametrize("named", [{}, {"label": "label"}], ids=["guessed", "named"])
+def test_labels_are_no_text_where_they_are_not_wanted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, named: dict[str, str]
+) -> None:
+    """As `convert` and `distill` read what `evaluate` and `run` read."""
+    source = write_jsonl(tmp_path / "own.jsonl", {"message": ["a", "b"], "label": ["good", "bad"]})
+    data = read_data(replace(source, **named), tokenizer, config_for("classification"), labelled=False)
+    assert data.task.columns == ("message",)
+
+
+def test_half_of_a_pair_is_not_taken_for_the_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"question": ["a"], "note": ["b"], "label": [1]})
+    with pytest.raises(UserError, match="which column holds the text"):
+        read_data(source, tokenizer, None)
 
 
 def test_a_named_column_of_words_has_tags(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from own_data import config_for, reviews, write_jsonl
 from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from fffconvert import sources
 from fffconvert.data import read_data, read_texts, read_validations
 from fffconvert.errors import UserError
 from fffconvert.recipe import DataSource
@@ -88,6 +89,20 @@ def test_what_was_trained_on_is_not_judged_without_a_word(
     assert list(read_validations(replace(source, train="dev", validation="dev"), tokenizer, None)[1]) == [
         "dev"
     ]
+    with pytest.raises(UserError, match=r"data\.validation is 'dev', the rows to train on; expected others"):
+        read_data(replace(source, train="dev", validation="dev"), tokenizer, None, held_out=1)
+
+
+def test_own_data_is_read_once(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Dataset.from_dict(reviews(5)).to_csv(tmp_path / "own.csv")
+    reads: list[DataSource] = []
+    load = sources.load_source
+    monkeypatch.setattr(sources, "load_source", lambda source: reads.append(source) or load(source))
+    read_data(DataSource(str(tmp_path / "own.csv")), tokenizer, None, held_out=1)
+    read_validations(DataSource(str(tmp_path / "own.csv")), tokenizer, None)
+    assert len(reads) == 2
 
 
 def test_a_row_without_text_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -403,6 +403,15 @@ def test_a_tokenizer_that_pads_before_labelled_tokens_is_refused(
         read_data(source, tokenizer, None)
 
 
+def test_a_question_needs_a_token_before_its_context(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "sep_token", None)
+    source = write_jsonl(tmp_path / "own.jsonl", {"question": ["a film"], "context": ["the film"]})
+    with pytest.raises(UserError, match="the tokenizer names no sep_token"):
+        read_data(source, tokenizer, config_for("question"))
+
+
 def test_many_rows_are_tokenized_part_by_part(
     tmp_path: Path,
     tokenizer: PreTrainedTokenizerFast,
@@ -438,6 +447,17 @@ def test_a_model_that_reads_less_says_so(
     assert "Texts are cut at 64 tokens: the model reads no more" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_limit_that_leaves_no_room_for_a_word_is_named(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_jsonl(tmp_path / "own.jsonl", {"text": ["a film"], "label": [0]})
+    with pytest.raises(UserError, match="max_length is 3; expected at least 4"):
+        read_data(source, tokenizer, config_for("classification"), max_length=3)
+    monkeypatch.setattr(tokenizer, "model_max_length", 3)
+    with pytest.raises(UserError, match="the model's own limit is 3; expected at least 4"):
+        read_data(source, tokenizer, config_for("classification"))
+
+
 @pytest.mark.parametrize(
     ("labels", "hot"), [([[1, 0], [0, 1]], 2), ([[0, 1], [0, 1]], 0), ([[0, 0], [0, 1]], 2), ([[0], [1]], 0)]
 )
@@ -449,12 +469,23 @@ def test_zeros_and_ones_are_told_from_lists_of_labels(labels: list[list[int]], h
     ("n_long", "said"), [(1, ""), (2, "own: 2 of 100 texts have 8 tokens or more, of which no more")]
 )
 def test_it_is_said_when_more_than_a_few_texts_are_cut(
-    tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str], n_long: int, said: str
+    tokenizer: PreTrainedTokenizerFast,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    n_long: int,
+    said: str,
 ) -> None:
     rows = Dataset.from_dict({"text": ["good " * 20] * n_long + ["good"] * (100 - n_long)})
-    encoding.tokenized(Task("own", ("text",), kind="embedding", label=None), rows, tokenizer, max_length=8)
+    task = Task("own", ("text",), kind="embedding", label=None)
+    encoding.tokenized(task, rows, tokenizer, max_length=8)
     found = " ".join(capsys.readouterr().err.split())
     assert said in found
+    assert bool(said) == ("--max-length" in found)
+    monkeypatch.setattr(tokenizer, "model_max_length", 8)  # and more cannot be had
+    encoding.tokenized(task, rows, tokenizer, max_length=8)
+    found = " ".join(capsys.readouterr().err.split())
+    assert said in found
+    assert "--max-length" not in found
     assert bool(said) == ("or more" in found)
 
 

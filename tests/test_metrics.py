@@ -83,6 +83,18 @@ def test_entities_by_hand() -> None:
     assert entities([]) == set()
 
 
+@pytest.mark.parametrize(("last", "alone"), ["ES", "LU"], ids=["IOBES", "BILOU"])
+def test_entities_whose_last_words_are_marked(last: str, alone: str) -> None:
+    tags = f"B-PER {last}-PER {alone}-PER {alone}-PER O B-LOC I-LOC {last}-LOC {last}-LOC"
+    assert entities(tags.split()) == {
+        ("PER", 0, 2),
+        ("PER", 2, 3),
+        ("PER", 3, 4),
+        ("LOC", 5, 8),
+        ("LOC", 8, 9),
+    }
+
+
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 

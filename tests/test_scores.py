@@ -28,6 +28,8 @@ def test_the_nearest_are_the_same_some_rows_at_a_time(monkeypatch):
     assert list(whole) == list(similarity.argmax(1))
     monkeypatch.setattr(scores, "ROWS_AT_ONCE", 7)
     assert list(scores.nearest(vectors)) == list(whole)
+    monkeypatch.setattr(scores, "MOST_NEIGHBOURS", 14)
+    assert list(scores.nearest(vectors)) == list(whole)[:14]
 
 
 def test_value_kept():

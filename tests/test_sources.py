@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from conftest import sentences
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -217,6 +218,13 @@ def test_a_quote_that_nobody_closes_is_text_in_a_tsv(tmp_path: Path) -> None:
     file.write_text('text\tlabel\n"a ""good"" film"\t1\n')
     (found,) = load_source(DataSource(str(file))).values()
     assert found["text"] == ['a "good" film']
+    file.write_text('text\tlabel\n"good film\t1\nbad film"\t0\n')  # two rows rather than one
+    (found,) = load_source(DataSource(str(file))).values()
+    assert found["text"] == ['"good film', 'bad film"']
+    table = pandas.DataFrame({"text": ["a film\nof two lines", 'a "good" one'], "label": [1, 0]})
+    table.to_csv(file, sep="\t", index=False)
+    (found,) = load_source(DataSource(str(file))).values()
+    assert found["text"] == list(table["text"])
 
 
 def test_files_of_a_folder_are_read_as_files_alone_are(tmp_path: Path) -> None:
