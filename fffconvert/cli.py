@@ -6,11 +6,11 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
@@ -45,6 +45,12 @@ from fffconvert.tables import (
     show_scores,
 )
 from fffconvert.tree import TreeShape
+
+if TYPE_CHECKING:
+    from fffconvert.checkpoint import Loaded
+    from fffconvert.estimate import Estimate
+    from fffconvert.sources import Source
+    from fffconvert.text import Text
 
 # What a command needs beyond click is imported when it runs: `fffconvert --help` must not wait for torch.
 
@@ -100,10 +106,9 @@ def write_json(file: Path | None, value: Any) -> None:
         file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def show_dry_run(model: str, estimate: Any, json_file: Path | None) -> None:
+def show_dry_run(model: str, found: Estimate, json_file: Path | None) -> None:
     """Shows what a command would make of a model and cost."""
-    found = estimate.to_dict()
-    write_json(json_file, found)
+    write_json(json_file, found.to_dict())
     show_estimate(model, found)
 
 
@@ -365,7 +370,7 @@ def convert(
     display.say(f"The converted model is in {output}; every token uses {neurons} in each layer")
 
 
-def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
+def calibration_data(calibration: str | None, data: DataSource | None) -> Source | None:
     """What `--calibration` or `--data` names; nothing where neither is given."""
     from fffconvert.sources import source_of
     from fffconvert.tasks import TASKS
@@ -381,7 +386,7 @@ def calibration_data(calibration: str | None, data: DataSource | None) -> Any:
     return source_of(None, calibration, None)
 
 
-def calibration_texts(source: Any, loaded: Any, data_dir: Path | None) -> Any:
+def calibration_texts(source: Source | None, loaded: Loaded, data_dir: Path | None) -> Iterable[Text]:
     """The texts of a source, or what serves without one."""
     from fffconvert.data import read_texts
     from fffconvert.python_docs import standard_library_sentences
@@ -544,7 +549,7 @@ def evaluate(
     )
     read = {"rows": {name: len(rows) for name, rows in splits.items()}, "max_length": limit}
     write_json(json_file, {"model": model, "teacher": teacher, **read, **found.to_dict()})
-    show_scores(model, found.to_dict())
+    show_scores(model, found)
     require_retention(found.retention, min_retention, json_file)
 
 
@@ -623,7 +628,7 @@ def quantize(model: str, output: Path, json_file: Path | None) -> None:
     display.say(f"The int8 model is in {output}")
 
 
-def quantized(loaded: Any) -> tuple[Any, dict[str, Any]]:
+def quantized(loaded: Loaded) -> tuple[Loaded, dict[str, Any]]:
     """A converted model in int8, and what that loses and gains."""
     from fffconvert import latency, quantization
     from fffconvert.python_docs import standard_library_sentences
@@ -705,8 +710,8 @@ def info(model: str, json_file: Path | None) -> None:
     quiet_libraries()
     from fffconvert import inspection
 
-    found = inspection.info(model).to_dict()
-    write_json(json_file, found)
+    found = inspection.info(model)
+    write_json(json_file, found.to_dict())
     show_info(found)
 
 

@@ -133,10 +133,9 @@ def build(calibration: Calibration, tree: TreeShape, init: Init) -> Conversion:
         if not family.pre_norm:
             target.add_(theirs).sub_(ours)  # the residual sum is with the FFN's own input
         n_held_out = max(2, int(HELD_OUT * len(ours)))  # one token has no spread
-        fitted = slice(n_held_out, None) if len(ours) > n_held_out else slice(None)
-        layer = fit_layer(
-            ffn, ours[fitted], tree, init, calibration.seed + number, target[fitted], sensitivity
-        )
+        first = n_held_out if n_held_out < len(ours) else 0
+        seed = calibration.seed + number
+        layer = fit_layer(ffn, ours[first:], tree, init, seed, target[first:], sensitivity)
         place.load_state_dict(layer.state_dict())
         fits.append(measure(number, layer, ours, target, n_held_out))
     return Conversion(student, fits)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fffconvert import display
 
+if TYPE_CHECKING:  # they import torch
+    from fffconvert.estimate import Estimate
+    from fffconvert.inspection import Info
+    from fffconvert.scores import Scores
 
-def show_estimate(model: str, found: dict[str, Any]) -> None:
+
+def show_estimate(model: str, found: Estimate) -> None:
     """What a dry run found."""
     arrow = "{} → {}".format
-    sizes = (f"{found[name] / 1e6:.1f} MB" for name in ("bytes_before", "bytes_after"))
+    sizes = (f"{size / 1e6:.1f} MB" for size in (found.bytes_before, found.bytes_after))
     display.table(
         f"{model}: what would be made",
         ["", ""],
         [
-            ("layers to convert", found["n_layers"]),
-            ("active per token", active(found["active_neurons"], found["dense_neurons"])),
-            ("parameters", arrow(f"{found['parameters_before']:,}", f"{found['parameters_after']:,}")),
+            ("layers to convert", found.n_layers),
+            ("active per token", active(found.active_neurons, found.dense_neurons)),
+            ("parameters", arrow(f"{found.parameters_before:,}", f"{found.parameters_after:,}")),
             ("model.safetensors", arrow(*sizes)),
-            ("memory, without activations", f"{found['memory_bytes'] / 1e9:.2f} GB"),
-            *((f"time: {stage}", f"{seconds / 60:.1f} min") for stage, seconds in found["seconds"].items()),
+            ("memory, without activations", f"{found.memory_bytes / 1e9:.2f} GB"),
+            *((f"time: {stage}", f"{seconds / 60:.1f} min") for stage, seconds in found.seconds.items()),
         ],
     )
     display.say("Nothing was written")
@@ -42,24 +47,24 @@ def active(neurons: float, dense: int) -> str:
     return f"{neurons:g} of {dense} neurons ({percent(neurons / dense)})"
 
 
-def show_info(found: dict[str, Any]) -> None:
+def show_info(found: Info) -> None:
     """What a model's folder says of its FFNs."""
-    tree = found["tree"] or {}
-    stored = f"{found['ffn_parameters']:,}" + (f" (dense: {found['dense_ffn_parameters']:,})" if tree else "")
+    tree = found.tree.to_dict() if found.tree is not None else {}
+    stored = f"{found.ffn_parameters:,}" + (f" (dense: {found.dense_ffn_parameters:,})" if tree else "")
     rows = [
-        ("model type", found["model_type"]),
-        ("layers", found["n_layers"]),
-        ("FFNs stored", found["n_ffns"]),
-        ("d_model", found["d_model"]),
-        ("active per token", active(found["active_neurons"], found["dense_neurons"])),
-        ("gates (GLU)", "yes" if found["gated"] else "no"),
+        ("model type", found.model_type),
+        ("layers", found.n_layers),
+        ("FFNs stored", found.n_ffns),
+        ("d_model", found.d_model),
+        ("active per token", active(found.active_neurons, found.dense_neurons)),
+        ("gates (GLU)", "yes" if found.gated else "no"),
         ("numbers in an FFN", stored),
-        ("int8 projections", "yes" if found["int8"] else "no"),
+        ("int8 projections", "yes" if found.int8 else "no"),
         *((f"tree: {key}", value) for key, value in tree.items()),
     ]
-    display.table(found["name"], ["", ""], rows)
-    if found["layers"]:
-        show_layers(found["layers"])
+    display.table(found.name, ["", ""], rows)
+    if found.layers:
+        show_layers(found.layers)
 
 
 def show_layers(layers: list[dict[str, Any]]) -> None:
@@ -71,21 +76,21 @@ def show_layers(layers: list[dict[str, Any]]) -> None:
     )
 
 
-def show_scores(name: str, scores: dict[str, Any]) -> None:
+def show_scores(name: str, scores: Scores) -> None:
     """One model's scores."""
     rows = [
-        ("active per token", active(scores["active_neurons"], scores["dense_neurons"])),
-        ("teacher's score", scores["teacher_score"]),
-        ("retention", percent(scores["retention"])),
-        ("agreement", percent(scores["agreement"])),
-        ("hidden error", scores["hidden_error"]),
+        ("active per token", active(scores.active_neurons, scores.dense_neurons)),
+        ("teacher's score", scores.teacher_score),
+        ("retention", percent(scores.retention)),
+        ("agreement", percent(scores.agreement)),
+        ("hidden error", scores.hidden_error),
     ]
     metrics = [
-        (f"{m}, {split}", value) for split, found in scores["metrics"].items() for m, value in found.items()
+        (f"{m}, {split}", value) for split, found in scores.metrics.items() for m, value in found.items()
     ]
     shown = [(what, value) for what, value in rows if value is not None]
-    display.table(f"{name} on {scores['task']}", ["", ""], [*metrics, *shown])
-    if scores["teacher_score"] is None:
+    display.table(f"{name} on {scores.task}", ["", ""], [*metrics, *shown])
+    if scores.teacher_score is None:
         display.say("Retention, agreement and hidden error need the dense original: --teacher MODEL")
 
 
