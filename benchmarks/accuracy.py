@@ -24,10 +24,11 @@ from fffconvert.comparison import table_of
 from fffconvert.display import table
 from fffconvert.folders import write_whole
 from fffconvert.machine import processor_name, versions
-from fffconvert.pipeline import CONVERTED, Students, load_base, make_teacher, planned_students
+from fffconvert.pipeline import load_base, make_teacher
 from fffconvert.recipe import CALIBRATION_TOKENS, Control
 from fffconvert.report import read_report
 from fffconvert.scores import value_kept
+from fffconvert.students import CONVERTED, Students, planned_students
 from fffconvert.tree import DEFAULT_TREE
 from fffconvert.workspace import TEACHER
 

@@ -22,8 +22,9 @@ from fffconvert.comparison import table_of
 from fffconvert.data import read_validations
 from fffconvert.evaluation import Judge
 from fffconvert.folders import write_whole
-from fffconvert.pipeline import CONVERTED, Students, load_base, planned_students
+from fffconvert.pipeline import load_base
 from fffconvert.sources import train_split
+from fffconvert.students import CONVERTED, Students, planned_students
 from fffconvert.tasks import task_for, task_named
 from fffconvert.workspace import BEFORE_DISTILLATION, TEACHER
 

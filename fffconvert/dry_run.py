@@ -10,9 +10,10 @@ from fffconvert.checkpoint import give_head, head_class, load_config, load_token
 from fffconvert.conversion import check_tree
 from fffconvert.data import read_texts
 from fffconvert.estimate import Estimate, Workload, estimate
-from fffconvert.pipeline import CONVERTED, planned_students, read_recipe_data
+from fffconvert.pipeline import read_recipe_data
 from fffconvert.recipe import MAX_LENGTH, Init, Recipe
 from fffconvert.sources import Source
+from fffconvert.students import CONVERTED, planned_students
 from fffconvert.text import readable_length
 from fffconvert.tree import TreeShape
 

@@ -164,7 +164,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(
 
 def test_a_teacher_of_another_size_is_refused(dense: str, text: Path, folder_of: Callable[..., str]) -> None:
     deep = folder_of(BertForSequenceClassification(tiny_config(num_hidden_layers=3)), "deep")
-    assert "num_hidden_layers is 2 and the teacher's 3" in fail(
+    assert "num_hidden_layers is 2 in the student and 3 in the teacher" in fail(
         "evaluate", dense, "--text", text, "--teacher", deep
     )
 
@@ -589,7 +589,9 @@ def test_a_pair_that_does_not_fit(
     small = folder_of(BertForSequenceClassification(tiny_config(hidden_size=8)), "small")
     encoder = folder_of(BertModel(tiny_config()), "encoder")
     out, more = tmp_path / "out", ["--text", text, *QUICK]
-    assert "hidden_size is 16 and" in fail("distill", student, out, "--teacher", small, *more)
+    assert "hidden_size is 16 in the student and 8 in" in fail(
+        "distill", student, out, "--teacher", small, *more
+    )
     assert "expected the same head" in fail("distill", student, out, "--teacher", encoder, *more)
     assert "is dense; expected a converted" in fail("distill", dense, out, "--teacher", dense, *more)
     assert "converted already; expected a dense" in fail("convert", student, out, "--calibration", text)

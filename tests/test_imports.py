@@ -31,6 +31,7 @@ distillation inference scores sources twins
 checkpoint columns evaluation latency
 hub inspection workspace
 comparison data tables
+students
 pipeline
 dry_run
 cli

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from fffconvert import pipeline as pipeline_module
-from fffconvert import training
+from fffconvert import students, training
 from fffconvert.checkpoint import load
 from fffconvert.comparison import scores_of_teacher
 from fffconvert.errors import NotWritten, UserError
@@ -93,7 +93,7 @@ def interrupt(
 ) -> None:
     """Ends a run as Ctrl-C does, where it comes to one of the functions that the pipeline calls."""
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline_module, stage, ends)
+        patched.setattr(students if hasattr(students, stage) else pipeline_module, stage, ends)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, output, data_dir=data_dir)
 
@@ -207,7 +207,7 @@ def run_and_hold(recipe: Recipe, output: Path, data_dir: Path, resume: bool, hel
             output.with_name(held).touch()
             time.sleep(600)
 
-    log_step, distill = training.log_step, pipeline_module.distill
+    log_step, distill = training.log_step, students.distill
 
     def log_and_hold(accelerator: object, parts: list[dict[str, object]], step: int, *rest, **more) -> None:
         log_step(accelerator, parts, step, *rest, **more)
@@ -217,7 +217,7 @@ def run_and_hold(recipe: Recipe, output: Path, data_dir: Path, resume: bool, hel
         hold(f"start of {more['checkpoints'].stem}")
         distill(*arguments, **more)
 
-    training.log_step, pipeline_module.distill = log_and_hold, hold_and_distill
+    training.log_step, students.distill = log_and_hold, hold_and_distill
     run(recipe, output, data_dir=data_dir, resume=resume)
 
 
@@ -345,7 +345,7 @@ def test_controls_are_what_they_are_called() -> None:
     asked = Recipe(
         "m", task="sst2", tree=TreeShape(2, 3), controls=("removed", "narrow", "random", "neurons")
     )
-    made = pipeline_module.planned_students(asked, tiny_config())
+    made = students.planned_students(asked, tiny_config())
     tree = TreeShape(2, 3, linear=False)  # as wide a leaf has, in so narrow a model
     assert made == {
         "converted": (tree, "inputs"),
@@ -454,7 +454,7 @@ def test_other_rows_to_evaluate_on_are_not_mixed_with_those_of_before(
 def test_a_tracker_that_is_unknown_is_refused_before_anything_is_made(
     recipe: Recipe, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "build", interrupted)
+    monkeypatch.setattr(students, "build", interrupted)
     with pytest.raises(UserError, match="tracker 'nosuch' is unknown to Accelerate"):
         run(recipe, tmp_path / "out", data_dir=glue, log_with="nosuch")
     assert not (tmp_path / "out.work").exists()

@@ -15,7 +15,7 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 from transformers import BertModel, PreTrainedTokenizerFast, set_seed
 
-from fffconvert import UserError, checkpoint, convert, data, distill, distillation, hub, pipeline
+from fffconvert import UserError, checkpoint, convert, data, distill, distillation, hub, pipeline, students
 from fffconvert.cli import main
 from fffconvert.dry_run import estimate_run
 from fffconvert.inference import embed
@@ -177,7 +177,7 @@ def test_a_missing_library_is_said_before_anything_is_made(encoder, tmp_path, mo
     text.write_text("\n".join(sentences(60)), encoding="utf-8")
     recipe = Recipe(model=encoder, text=str(text), tree=TreeShape(2, 2), calibration_tokens=300, held_out=10)
     monkeypatch.setattr("fffconvert.sentence.import_module", import_nothing)
-    monkeypatch.setattr(pipeline, "build", import_nothing)
+    monkeypatch.setattr(students, "build", import_nothing)
     for refuses in (lambda: estimate_run(recipe), lambda: pipeline.run(recipe, tmp_path / "out")):
         with pytest.raises(UserError, match="a sentence-transformers model needs that library"):
             refuses()
