@@ -7,7 +7,7 @@ token's output depends by a rounding error on what else is in its batch.
 Weights use 7 of the 8 bits and inputs all 8: processors without VNNI add pairs of products in 16 bits, which
 hold 255 * 63 * 2 and no more, so that every sum is exact; and it is the inputs, with their outliers, that need
 the bit. Inputs far below 1e-3, which no LayerNorm gives, are rounded away. What is packed at the first call stays
-until a state dict is loaded: a scale or a weight that is changed in place goes unseen.
+until a state dict is loaded: what is changed in place goes unseen, and so does a scale or bias that is exchanged.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -156,6 +157,8 @@ def counterpart(
             parameter.data = parameter.data.to(model.dtype)  # DeBERTa has some in float32 whatever it is told
     if getattr(model, "pooler", made) is None:
         made.pooler = None
+    if getattr(model, "generation_config", None) is not None:  # of a decoder
+        made.generation_config = deepcopy(model.generation_config)
     return cast(PreTrainedModel, made)
 
 

@@ -38,6 +38,7 @@ def onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and forward_ad._current_level < 0
+        and (torch.compiler.is_compiling() or not torch._C._len_torch_dispatch_stack())
     )
 
 

@@ -114,6 +114,26 @@ def test_a_trace_serves_any_number_of_tokens() -> None:
         assert torch.equal(traced(tokens(3, 6)), layer(tokens(3, 6)))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")
+def test_the_reference_is_not_traced() -> None:
+    """A trace would go on with the leaves of its example, whatever it is given."""
+    layer = layer_of(TreeShape(2, 3)).double()
+    with torch.no_grad(), pytest.raises(UserError, match=r"torch\.jit\.trace keeps to the leaves"):
+        torch.jit.trace(layer, tokens(5, 6).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["tree", "trunk"])
+def test_no_tokens_have_gradients_of_zero(name: str, dtype: torch.dtype) -> None:
+    layer = layer_of(NAMED[name]).to(dtype)
+    x = torch.zeros(0, 6, dtype=dtype, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    for parameter in layer.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
 class Doubled(torch.nn.Module):
     """A parametrization."""
 

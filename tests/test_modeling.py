@@ -22,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
+    BertLMHeadModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
@@ -124,6 +125,14 @@ def test_the_usual_heads_are_known(model_type: str) -> None:
     if model_type not in ("nomic_bert", "eurobert"):  # whose dense models have none
         usual.add("QuestionAnswering")
     assert {"AutoModel", *(f"AutoModelFor{head}" for head in usual)} <= set(heads_of(model_type))
+
+
+def test_a_decoder_generates_as_it_did(tokenizer: PreTrainedTokenizerFast) -> None:
+    dense = BertLMHeadModel(tiny_config(is_decoder=True, bos_token_id=2, eos_token_id=3)).eval()
+    dense.generation_config.max_new_tokens = 7
+    student = converted(dense, tokenizer, TREE)
+    assert student.generation_config.max_new_tokens == 7
+    assert student.generation_config is not dense.generation_config
 
 
 def test_saved_again_is_the_same(

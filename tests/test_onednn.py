@@ -11,6 +11,7 @@ from conftest import sentences, tiny_model
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from fffconvert import onednn
@@ -20,6 +21,15 @@ from fffconvert.onednn import OneDNNLinear, WithOneDNN, linear, onednn_serves, p
 from fffconvert.tree import TreeShape
 
 needs_onednn = pytest.mark.skipif(not onednn.ONEDNN, reason="this PyTorch has no oneDNN for this processor")
+
+
+@needs_onednn
+def test_whoever_counts_operations_sees_them() -> None:
+    layer, x = OneDNNLinear(24, 6), torch.randn(7, 24)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), FlopCounterMode(display=False) as counter:
+            layer(x)
+        assert counter.get_total_flops() == 2 * 7 * 24 * 6
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fffconvert.errors import UserError
 from fffconvert.tree import child, goes_right
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -77,11 +78,11 @@ class FFFWeights(NamedTuple):
 
     @property
     def trunk(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The trunk's input weights, input biases and output weights."""
+        """The trunk's input weights and biases, and output weights."""
         return self.trunk_in_weight, self.trunk_in_bias, self.trunk_out_weight
 
     def leaves(self, tree: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Input weights, input biases, output weights and output biases of a tree's leaves, each `(n_leaves, ...)`."""
+        """Input weights and biases, output weights and biases of a tree's leaves."""
         return (
             self.leaf_in_weight[tree],
             self.leaf_in_bias[tree],
@@ -145,6 +146,8 @@ def route(x: Tensor, weights: FFFWeights, tree: int = 0) -> Tensor:
 
 def leaves_forward(x: Tensor, leaf: Tensor, weights: FFFWeights, tree: int, activation: str) -> Tensor:
     """Each token through its own leaf: `(n_tokens, d_model)`, from `leaf` `(n_tokens,)`."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise UserError("torch.jit.trace keeps to the leaves of its example; use torch.export")
     order = leaf.argsort(stable=True)
     used, counts = torch.unique_consecutive(leaf[order], return_counts=True)
     outputs = [
@@ -187,7 +190,7 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str, leaves: Leaves 
     """
     tokens = x.reshape(-1, x.shape[-1])  # (n_tokens, d_model)
     if tokens.shape[0] == 0:
-        return x.clone()
+        return x + 0 * sum(weight.sum() for weight in weights)  # gradients are 0, not absent
     parts = []
     for tree in range(weights.n_trees):
         parts.append(leaves(tokens, route(tokens, weights, tree), weights, tree, activation))
