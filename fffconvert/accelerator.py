@@ -39,7 +39,8 @@ def make_accelerator(log_with: str | None = None, run_name: str = "") -> Acceler
     bfloat16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bfloat16 else "no")
     return Accelerator(
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # training has its own
+        # whatever the environment says: `train` accumulates by itself
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision=None if is_initialized() else precision,  # a process has one at a time
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

@@ -72,14 +72,7 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; expected one that fffconvert wrote")
     refuse_dense(load_config(folder))
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(
-            f"{repo_id!r} cannot name a repository ({first_line(error)}); expected user/name"
-        ) from error
-    if "/" not in repo_id:  # made for whoever is logged in, and then looked for elsewhere
-        raise UserError(f"{repo_id!r} names no user or organization; expected user/name")
+    check_repo_id(repo_id)
     paths = {path for pattern in PUBLISHED for path in folder.glob(pattern) if path.is_file()}
     sent = {path.relative_to(folder).as_posix(): content_of(path, repo_id) for path in sorted(paths)}
     files = {
@@ -106,6 +99,18 @@ def push(folder: Path | str, repo_id: str, *, private: bool = False, dry_run: bo
             "(hf auth login)?"
         ) from error
     return Push(files, str(commit))
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises a `UserError` for what is no `user/name`."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(
+            f"{repo_id!r} cannot name a repository ({first_line(error)}); expected user/name"
+        ) from error
+    if "/" not in repo_id:  # made for whoever is logged in, and then looked for elsewhere
+        raise UserError(f"{repo_id!r} names no user or organization; expected user/name")
 
 
 def content_of(file: Path, repo_id: str) -> Path | bytes:

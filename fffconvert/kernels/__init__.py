@@ -130,22 +130,17 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         and (y := cpu.infer(x, weights, activation)) is not None
     ):
         return y
+    if _is_followed():
+        return reference.fff_forward(x, weights, activation)
     dtype = weights.leaf_in_weight.dtype
-    followed = _is_followed()
-    if (
-        x.is_cuda
-        and dtype == x.dtype
-        and dtype is not torch.float64
-        and not weights.gated
-        and not followed
-        and _uses_gpu_kernel()
-    ):
+    served_by_gpu = x.is_cuda and dtype == x.dtype and dtype is not torch.float64 and not weights.gated
+    if served_by_gpu and _uses_gpu_kernel():
         from fffconvert.kernels import gpu  # imports Triton
 
         return gpu.fff_forward(x, weights, activation)
     others = [weight for weight in weights if weight.dtype != dtype]
     mixed = any(weight.numel() for weight in others)  # as where parameters are cast and routers are not
-    if not x.is_cpu or dtype not in cpu.DTYPES or mixed or followed or not _uses_cpu_kernel():
+    if not x.is_cpu or dtype not in cpu.DTYPES or mixed or not _uses_cpu_kernel():
         return reference.fff_forward(x, weights, activation)
     if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
         x = x.to(dtype)
