@@ -293,11 +293,11 @@ def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
     if "attention_mask" not in tokenizer.model_input_names:  # without it padding counts as text
         tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
     limit: Any = tokenizer.model_max_length
-    if not isinstance(limit, int | float) or limit < 1 or limit % 1:
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 1:
         raise UserError(
-            f"{name}: its tokenizer's model_max_length is {limit!r}; expected a whole number of tokens"
+            f"{name}: its tokenizer's model_max_length is {limit!r}; expected a number of tokens, 1 at least"
         )
-    tokenizer.model_max_length = min(int(limit), longest_text(config))
+    tokenizer.model_max_length = int(min(limit, longest_text(config)))
     return tokenizer
 
 

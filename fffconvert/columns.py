@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,15 +15,17 @@ from transformers import PreTrainedConfig
 from fffconvert.display import say
 from fffconvert.errors import UserError
 from fffconvert.heads import Kind, kind_of, labels_of
-from fffconvert.labels import LISTS, class_names, is_ignored, labels_in, multi_hot, whole
+from fffconvert.labels import IGNORED, LISTS, class_names, is_ignored, labels_in, multi_hot, whole
 from fffconvert.recipe import DataSource
 from fffconvert.sources import Source, name_of
 from fffconvert.tasks import AGREEMENT, METRICS, Task
 
+LOOSE_PAIRS = (("question", "answer"), ("query", "document"))
+"""Those that are no pair beside a column of text."""
+
 PAIRS = (
     ("question", "context"),
     ("question", "passage"),
-    ("question", "answer"),
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
     ("question1", "question2"),
@@ -30,7 +33,7 @@ PAIRS = (
     ("text", "text_pair"),
     ("question", "sentence"),
     ("query", "passage"),
-    ("query", "document"),
+    *LOOSE_PAIRS,
 )
 TEXTS = (
     "text",
@@ -59,6 +62,9 @@ LABELS = (
 
 WITHOUT_LABELS: tuple[Kind, ...] = ("masked", "embedding")
 """The kinds of head that no labels are needed for."""
+
+TAG = re.compile(f"O|{IGNORED}|[BIELSU]-.+")
+"""A tag of a word by its looks: of IOB, IOBES or BILOU."""
 
 MOST_NAMES = 8  # of classes, in one line about them
 
@@ -96,7 +102,7 @@ def task_of(source: Source, rows: Dataset, config: PreTrainedConfig | None, labe
     task = unlabelled(name, columns, config)
     if label is not None:
         labels = class_labels(rows, label, kind, config)
-        entities = kind == "tokens" and marks_entities(labels)
+        entities = kind == "tokens" and any(each.startswith("B-") for each in labels)
         metrics = ("entity_f1", "accuracy") if entities else METRICS[kind]
         task = Task(name, columns, labels, metrics, kind=kind, label=label)
     say_what_was_chosen(task, rows, labelled and kind not in WITHOUT_LABELS)
@@ -138,16 +144,11 @@ def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
         if words or _usual(rows, ("tokens", "words")):
             return "tokens"
         names = class_names(feature) or distinct("multi-label", rows[label][:])
-        return "tokens" if marks_entities(names) else "multi-label"
+        return "tokens" if all(map(TAG.fullmatch, names)) else "multi-label"
     if label.lower() in ("ner_tags", "tags"):
         return "tokens"  # as text with spaces between, in a CSV file
     number = isinstance(feature, Value) and ("float" in feature.dtype or "decimal" in feature.dtype)
     return "regression" if number else "classification"
-
-
-def marks_entities(labels: Iterable[str]) -> bool:
-    """Whether labels are tags of words, of which some begin an entity."""
-    return any(label.startswith("B-") for label in labels)
 
 
 def holds_answers(feature: Any) -> bool:
@@ -169,15 +170,17 @@ def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | Non
     if source.text:
         return source.text
     pairs = {"question": PAIRS[:1], "tokens": ()}.get(kind, PAIRS)
+    there = {name.lower(): name for name in rows.column_names if name not in (label, source.label)}
     for pair in pairs:
-        columns = tuple(_usual(rows, (name,)) for name in pair)
-        if all(columns):
-            return tuple(str(column) for column in columns)
-    usual = _usual(rows, ("tokens", "words", *TEXTS) if kind == "tokens" else TEXTS)
+        beside = {*TEXTS} & there.keys() - {*pair} if pair in LOOSE_PAIRS else ()
+        if there.keys() >= {*pair} and not beside:
+            return tuple(there[name] for name in pair)
+    names = ("tokens", "words", *TEXTS) if kind == "tokens" else TEXTS
+    usual = next((there[name] for name in names if name in there), None)
     textual = [
         name
-        for name, feature in rows.features.items()
-        if isinstance(feature, Value) and "string" in feature.dtype and name not in (label, source.label)
+        for name in there.values()
+        if isinstance(feature := rows.features[name], Value) and "string" in feature.dtype
     ]
     if len(textual) > 1:  # where labels are not wanted they are no text for all that
         textual = [name for name in textual if name.lower() not in LABELS]

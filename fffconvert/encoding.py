@@ -127,7 +127,7 @@ def tokenized(
         raise UserError(f"{task.name} has a text without a token, such as an empty one; leave such rows out")
     say_if_cut(task.name, made["length"], max_length, tokenizer)
     if "end_positions" in made.column_names:
-        say_what_was_cut(task, rows[task.label][:], made["end_positions"], max_length)
+        say_what_was_cut(task, rows[task.label][:], made["end_positions"], max_length, tokenizer)
     return made
 
 
@@ -210,13 +210,20 @@ def in_parts(rows: Dataset, encode: Callable[[Columns, np.random.Generator], Col
     return concatenate_datasets([encode_part(number, part) for number, part in enumerate(shown)])
 
 
-def say_what_was_cut(task: Task, answers: Sequence[Any], ends: Sequence[int], max_length: int) -> None:
+def say_what_was_cut(
+    task: Task,
+    answers: Sequence[Any],
+    ends: Sequence[int],
+    max_length: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """One line about the answers that were cut off."""
     n_answers = sum(any(answer["text"]) for answer in answers)
     if n_cut := n_answers - sum(end > 0 for end in ends):
+        further = "; a larger --max-length (in a recipe: max_length) reads further"
         say(
-            f"{task.name}: {n_cut} of {n_answers} answers end past token {max_length} and count as no answer; "
-            "a larger --max-length (in a recipe: max_length) reads further"
+            f"{task.name}: {n_cut} of {n_answers} answers end past token {max_length} and count as no answer"
+            + further * (max_length < tokenizer.model_max_length)
         )
 
 

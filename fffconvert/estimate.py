@@ -22,9 +22,7 @@ from fffconvert.sensitivity import SENSITIVITY_TOKENS
 from fffconvert.tree import TreeShape
 
 SAMPLES = (2048, 8192)  # tokens that one layer is fitted on, to tell what each token adds
-COPIES_WHILE_FITTING = (
-    15  # copies of a layer's inputs while it is fitted, those that wait in half-read texts among them
-)
+COPIES_WHILE_FITTING = 15  # of a layer's inputs, those that wait in half-read texts among them
 FLOAT32 = 4  # bytes
 BATCH, LENGTH = 4, 64  # of the texts that the models are timed on
 

@@ -84,7 +84,8 @@ def dialect(file: Path) -> dict[str, Any]:
 def is_quoted(lines: TextIO) -> bool:
     """Whether quotes in a file with tabs mean something: every line closes those that it opens, or every row does.
 
-    A cell with a line break and a tab in it is rather two rows that have a quote each.
+    A cell with a line break and a tab in it is rather two rows that have a quote each; so is any with a line break
+    where there is but one column.
     """
     if not any(line.count('"') % 2 for line in lines):
         return True
@@ -94,7 +95,8 @@ def is_quoted(lines: TextIO) -> bool:
     except csv.Error:
         return False
     cells = (cell for row in rows for cell in row)
-    return len({len(row) for row in rows}) == 1 and not any("\t" in cell and "\n" in cell for cell in cells)
+    widths = {len(row) for row in rows}
+    return len(widths) == 1 and widths != {1} and not any("\t" in cell and "\n" in cell for cell in cells)
 
 
 def check_header(file: Path, names: list[str], first: list[str], separator: str) -> None:

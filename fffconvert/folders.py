@@ -92,12 +92,14 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        over = {path.name for path in folder.iterdir()} <= {LOCK}
-        if over:
+        over, windows = {path.name for path in folder.iterdir()} <= {LOCK}, os.name == "nt"
+        if over and not windows:
             (folder / LOCK).unlink()  # while it is held: later somebody else may have it
         lock.release()
         if over:
             with suppress(OSError):  # somebody else has come
+                if windows:  # which deletes no file that is open
+                    (folder / LOCK).unlink()
                 folder.rmdir()
 
 

@@ -25,6 +25,7 @@ PUBLISHED = (
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",
+    "generation_config.json",
     RECIPE,
     REPORT,
     "tokenizer.json",

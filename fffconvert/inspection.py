@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Info:
         return asdict(self)
 
 
-def info(name: str) -> Info:
+def info(name: str | Path) -> Info:
     """Reads what a model's configuration and report say of its FFNs; no weights are loaded.
 
     Raises:

@@ -56,7 +56,7 @@ def read_report(folder: Path | str) -> dict[str, Any]:
         raise UserError(f"{file} is not what fffconvert wrote there ({first_line(error)})") from error
 
 
-def fits_of(name: str) -> list[dict[str, Any]]:
+def fits_of(name: Path | str) -> list[dict[str, Any]]:
     """The fit of each layer as the report in a folder has it; none where it holds no report.
 
     Raises:

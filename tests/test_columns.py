@@ -152,6 +152,18 @@ def test_numbers_are_said_to_be_taken_for_classes(
             "label",
         ),
         ({"question": ["a", "b"], "label": [1, 0]}, "classification", ("question",), "label"),
+        (
+            {"question": ["a", "b"], "answer": ["b", "a"], "label": [1, 0]},
+            "classification",
+            ("question", "answer"),
+            "label",
+        ),
+        (
+            {"text": ["c", "d"], "query": ["a", "b"], "document": ["b", "a"], "label": [1, 0]},
+            "classification",
+            ("text",),
+            "label",
+        ),
         ({"text": ["a"], "score": [0.5]}, "regression", ("text",), "score"),
         ({"text": ["a"], "labels": [["x", "y"]]}, "multi-label", ("text",), "labels"),
         (
@@ -162,6 +174,7 @@ def test_numbers_are_said_to_be_taken_for_classes(
         ),
         ({"words": ["a b"], "tags": ["O X"]}, "tokens", ("words",), "tags"),
         ({"sentence": ["a b"], "labels": [["B-X", "O"]]}, "tokens", ("sentence",), "labels"),
+        ({"text": ["a"], "labels": [["B-cell", "T-cell"]]}, "multi-label", ("text",), "labels"),
         (
             {"context": ["a b"], "question": ["a"], "answers": [{"text": ["b"], "answer_start": [2]}]},
             "question",
@@ -196,6 +209,12 @@ def test_labels_are_no_text_where_they_are_not_wanted(
     source = write_jsonl(tmp_path / "own.jsonl", {"message": ["a", "b"], "label": ["good", "bad"]})
     data = read_data(replace(source, **named), tokenizer, config_for("classification"), labelled=False)
     assert data.task.columns == ("message",)
+
+
+def test_a_label_is_no_half_of_a_pair(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    columns = {"question": ["a", "b"], "answer": ["good", "bad"]}
+    source = replace(write_jsonl(tmp_path / "own.jsonl", columns), label="answer")
+    assert read_data(source, tokenizer, None).task.columns == ("question",)
 
 
 def test_half_of_a_pair_is_not_taken_for_the_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -183,6 +183,11 @@ def test_longest_text_can_be_read(model_type: str) -> None:
         assert model(torch.full((1, n_tokens), 7))[0].shape == (1, n_tokens, 16)
 
 
+def test_positions_that_are_counted_from_no_padding_are_refused() -> None:
+    with pytest.raises(UserError, match="config.json has no pad_token_id; expected one"):
+        longest_text(tiny_config("roberta", pad_token_id=None))
+
+
 @pytest.mark.usefixtures("quick_latency")
 @unlike_first()
 def test_info_and_benchmark(

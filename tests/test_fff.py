@@ -118,7 +118,7 @@ def test_a_trace_serves_any_number_of_tokens() -> None:
 def test_the_reference_is_not_traced() -> None:
     """A trace would go on with the leaves of its example, whatever it is given."""
     layer = layer_of(TreeShape(2, 3)).double()
-    with torch.no_grad(), pytest.raises(UserError, match=r"torch\.jit\.trace keeps to the leaves"):
+    with torch.no_grad(), pytest.raises(UserError, match=r"torch\.jit\.trace keeps to the path"):
         torch.jit.trace(layer, tokens(5, 6).double())
 
 

@@ -48,6 +48,7 @@ def folder(
     dense = load(folder_of(classifier))
     model = converted(classifier, tokenizer)
     save(replace(dense, model=model), tmp_path / "student", report={"layers": []})
+    (tmp_path / "student" / "generation_config.json").write_text("{}")  # as a decoder has it
     for name in SECRETS:
         (tmp_path / "student" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "student" / name).write_text(f"secret of {name}")
@@ -60,6 +61,7 @@ def test_one_commit_with_the_model_and_nothing_else(hub: Hub, folder: Path) -> N
     assert repository.commits == [sorted(pushed.files)]
     assert {"README.md", "config.json", "model.safetensors", "report.json"} <= set(pushed.files)
     assert not set(pushed.files) & set(SECRETS)
+    assert "generation_config.json" in pushed.files
     assert not any(b"secret of" in content for content in repository.files.values())
     for name, size in pushed.files.items():
         content = (folder / name).read_bytes()

@@ -221,6 +221,9 @@ def test_a_quote_that_nobody_closes_is_text_in_a_tsv(tmp_path: Path) -> None:
     file.write_text('text\tlabel\n"good film\t1\nbad film"\t0\n')  # two rows rather than one
     (found,) = load_source(DataSource(str(file))).values()
     assert found["text"] == ['"good film', 'bad film"']
+    file.write_text('text\n"good film\nbad film"\n')
+    (found,) = load_source(DataSource(str(file))).values()
+    assert found["text"] == ['"good film', 'bad film"']
     table = pandas.DataFrame({"text": ["a film\nof two lines", 'a "good" one'], "label": [1, 0]})
     table.to_csv(file, sep="\t", index=False)
     (found,) = load_source(DataSource(str(file))).values()

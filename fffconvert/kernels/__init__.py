@@ -118,7 +118,8 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
         As `x`.
 
     Raises:
-        UserError: Where `FFFCONVERT_KERNEL` names what cannot serve.
+        UserError: Where `FFFCONVERT_KERNEL` names what cannot serve, and under `torch.jit.trace` where the reference
+            serves.
     """
     if (
         not torch.compiler.is_dynamo_compiling()

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fffconvert.kernels import grouped
+from fffconvert.kernels import grouped, reference
 from fffconvert.kernels.reference import FFFWeights, dense_ffn
 
 TILE = 16  # tokens that share a leaf's weights, and the least that a tensor core takes
@@ -168,7 +168,7 @@ def fff_forward(x: Tensor, weights: FFFWeights, activation: str) -> Tensor:
     """`reference.fff_forward` on a GPU, with gradients where they are asked for."""
     tokens = x.reshape(-1, x.shape[-1])  # (n_tokens, d_model)
     if len(tokens) == 0:
-        return x.clone()
+        return reference.fff_forward(x, weights, activation)
     if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
         plain = FFFWeights(*(w.detach().contiguous() for w in weights))
         held = tokens.detach().contiguous()

@@ -147,7 +147,7 @@ def route(x: Tensor, weights: FFFWeights, tree: int = 0) -> Tensor:
 def leaves_forward(x: Tensor, leaf: Tensor, weights: FFFWeights, tree: int, activation: str) -> Tensor:
     """Each token through its own leaf: `(n_tokens, d_model)`, from `leaf` `(n_tokens,)`."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        raise UserError("torch.jit.trace keeps to the leaves of its example; use torch.export")
+        raise UserError("torch.jit.trace keeps to the path of its example; use torch.export")
     order = leaf.argsort(stable=True)
     used, counts = torch.unique_consecutive(leaf[order], return_counts=True)
     outputs = [
