@@ -184,7 +184,7 @@ def test_longest_text_can_be_read(model_type: str) -> None:
 
 
 def test_positions_that_are_counted_from_no_padding_are_refused() -> None:
-    with pytest.raises(UserError, match="config.json has no pad_token_id; expected one"):
+    with pytest.raises(UserError, match=r"config\.json has no pad_token_id; expected one"):
         longest_text(tiny_config("roberta", pad_token_id=None))
 
 
