@@ -340,7 +340,7 @@ def convert(
     """
     quiet_libraries()
     from fffconvert import checkpoint, conversion, folders
-    from fffconvert.configuration import dense_neurons, shape_of
+    from fffconvert.configuration import active_neurons, dense_neurons
     from fffconvert.dry_run import estimate_conversion
 
     if dry_run and int8:
@@ -366,7 +366,7 @@ def convert(
     if int8:
         show_int8(report["int8"])
     config = made.model.config
-    neurons = active(shape_of(config).active_neurons, dense_neurons(config))
+    neurons = active(active_neurons(config), dense_neurons(config))
     display.say(f"The converted model is in {output}; every token uses {neurons} in each layer")
 
 

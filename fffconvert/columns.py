@@ -126,7 +126,7 @@ def label_column(source: DataSource, rows: Dataset, kind: Kind | None) -> str | 
         return None
     if source.label is not None:
         return source.label
-    usual = [column for name in LABELS if (column := _usual(rows, (name,))) is not None]
+    usual = [column for name in LABELS if (column := _usual(rows.column_names, (name,))) is not None]
     suits = (c for c in usual if kind is None or holds_answers(rows.features[c]) == (kind == "question"))
     found = next(suits, None)
     if found is not None and len(rows) and all(value in (None, -1) for value in rows[found][:]):
@@ -141,7 +141,7 @@ def kind_of_labels(source: DataSource, rows: Dataset, label: str) -> Kind:
         return "question"
     if isinstance(feature, LISTS):
         words = any(isinstance(rows.features.get(name), LISTS) for name in source.text)
-        if words or _usual(rows, ("tokens", "words")):
+        if words or _usual(rows.column_names, ("tokens", "words")):
             return "tokens"
         names = class_names(feature) or distinct("multi-label", rows[label][:])
         return "tokens" if all(map(TAG.fullmatch, names)) else "multi-label"
@@ -170,16 +170,16 @@ def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | Non
     if source.text:
         return source.text
     pairs = {"question": PAIRS[:1], "tokens": ()}.get(kind, PAIRS)
-    there = {name.lower(): name for name in rows.column_names if name not in (label, source.label)}
+    columns = [name for name in rows.column_names if name not in (label, source.label)]
     for pair in pairs:
-        beside = {*TEXTS} & there.keys() - {*pair} if pair in LOOSE_PAIRS else ()
-        if there.keys() >= {*pair} and not beside:
-            return tuple(there[name] for name in pair)
-    names = ("tokens", "words", *TEXTS) if kind == "tokens" else TEXTS
-    usual = next((there[name] for name in names if name in there), None)
+        found = [_usual(columns, (name,)) for name in pair]
+        others = [name for name in TEXTS if name not in pair]
+        if all(found) and not (pair in LOOSE_PAIRS and _usual(columns, others)):
+            return tuple(map(str, found))
+    usual = _usual(columns, ("tokens", "words", *TEXTS) if kind == "tokens" else TEXTS)
     textual = [
         name
-        for name in there.values()
+        for name in columns
         if isinstance(feature := rows.features[name], Value) and "string" in feature.dtype
     ]
     if len(textual) > 1:  # where labels are not wanted they are no text for all that
@@ -193,9 +193,9 @@ def text_columns(source: DataSource, rows: Dataset, kind: Kind, label: str | Non
     return (usual or textual[0],)
 
 
-def _usual(rows: Dataset, names: tuple[str, ...]) -> str | None:
+def _usual(columns: Iterable[str], names: Iterable[str]) -> str | None:
     """The first of `names` among the columns, whatever their case."""
-    there = {column.lower(): column for column in rows.column_names}
+    there = {column.lower(): column for column in columns}
     return next((there[name] for name in names if name in there), None)
 
 

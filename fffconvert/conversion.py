@@ -14,8 +14,8 @@ from fffconvert.calibration import Calibration, calibrate
 from fffconvert.configuration import refuse_converted
 from fffconvert.display import say
 from fffconvert.errors import UserError
-from fffconvert.families import Family, family_of, ffn_starts_of, read_ffns
-from fffconvert.fff import FFF
+from fffconvert.families import Family, family_of, read_ffns
+from fffconvert.fff import FFF, fffs_of
 from fffconvert.fit import FEWEST_TOKENS, check_width, fit_layer
 from fffconvert.kernels import FFFWeights
 from fffconvert.modeling import (
@@ -126,7 +126,7 @@ def build(calibration: Calibration, tree: TreeShape, init: Init) -> Conversion:
     forward_pass = calibration.read_by(student)
     fits = []
     for number, (ffn, place, (theirs, target), sensitivity) in enumerate(
-        zip(ffns, ffn_starts_of(student, family), calibration.ffns(), sensitivities, strict=True)
+        zip(ffns, fffs_of(student), calibration.ffns(), sensitivities, strict=True)
     ):
         description = f"Fitting layer {number + 1} of {len(ffns)}"
         ours = theirs if calibration.shares_ffns else forward_pass.inputs_of(place, description)

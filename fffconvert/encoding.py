@@ -21,7 +21,7 @@ from fffconvert.errors import UserError
 from fffconvert.labels import IGNORED, coder, is_ignored, labels_in
 from fffconvert.recipe import MAX_LENGTH
 from fffconvert.tasks import Task
-from fffconvert.text import Text, say_if_cut
+from fffconvert.text import Text, how_to_read_further, say_if_cut
 
 MASKED_SHARE = 0.15  # of the tokens of a text, as BERT was trained
 
@@ -42,7 +42,7 @@ def check_rows(task: Task, rows: Dataset) -> None:
     """Raises a `UserError` for a row without text, or without a label where each has one, and for lists as text."""
     check_texts(task, rows)
     for name in (*(task.columns if task.kind == "tokens" else ()), task.label):
-        if name is not None and holds_printed_lists(rows[name][:]):
+        if name is not None and holds_printed_lists(rows[name]):
             raise UserError(
                 f"{task.name}: column {name!r} holds lists written as text; expected values with spaces or commas "
                 "between, or lists in a file of JSONL or Parquet"
@@ -220,10 +220,9 @@ def say_what_was_cut(
     """One line about the answers that were cut off."""
     n_answers = sum(any(answer["text"]) for answer in answers)
     if n_cut := n_answers - sum(end > 0 for end in ends):
-        further = "; a larger --max-length (in a recipe: max_length) reads further"
         say(
             f"{task.name}: {n_cut} of {n_answers} answers end past token {max_length} and count as no answer"
-            + further * (max_length < tokenizer.model_max_length)
+            + how_to_read_further(tokenizer, max_length)
         )
 
 

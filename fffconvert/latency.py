@@ -159,7 +159,7 @@ def time_layers(
     if not numbers_of_tokens:
         return []
     layers = layers_beside(models, family)
-    inputs = inputs_of_layers(models["converted"], family, max(*numbers_of_tokens, FEWEST_INPUTS))
+    inputs = inputs_of_layers(models["converted"], max(*numbers_of_tokens, FEWEST_INPUTS))
     rows = []
     for threads, n_tokens in track([*product(thread_counts(), numbers_of_tokens)], "Timing layers"):
         with using_threads(threads):
@@ -202,11 +202,11 @@ def layers_beside(models: Mapping[str, PreTrainedModel], family: Family) -> dict
     return layers
 
 
-def inputs_of_layers(model: PreTrainedModel, family: Family, n_tokens: int) -> list[Tensor]:
+def inputs_of_layers(model: PreTrainedModel, n_tokens: int) -> list[Tensor]:
     """What each FFF really gets, `(n_tokens, d_model)`; of one that layers share, in the middle one of these."""
     length = min(64, longest_text(model.config))
     with ExitStack() as stack:
-        recorded = [stack.enter_context(recording_inputs(place)) for place in ffn_starts_of(model, family)]
+        recorded = [stack.enter_context(recording_inputs(fff)) for fff in fffs_of(model)]
         model(input_ids=random_ids(model, -(-n_tokens // length), length))
     return [inputs[len(inputs) // 2].flatten(0, 1)[:n_tokens] for inputs in recorded]
 

@@ -62,7 +62,7 @@ def train_and_validation_splits(
     if isinstance(source, DataSource):
         found = load_source(source)
         train, validations = _train_of(source, found), _validations_of(source, found)
-        if validations.get(str(source.validation)) is train:
+        if source.validation is not None and validations[source.validation] is train:
             raise UserError(
                 f"data.validation is {source.validation!r}, the rows to train on; expected others, or held_out instead"
             )

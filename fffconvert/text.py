@@ -45,11 +45,16 @@ def say_if_cut(what: str, lengths: Iterable[int], limit: int, tokenizer: PreTrai
     """One line where more than a few texts have as many tokens as they may: what follows was not read."""
     cut = [length >= limit for length in lengths]
     if sum(cut) > FEW_CUT * len(cut):
-        further = "; --max-length (in a recipe: max_length) reads further, as far as the model can"
         say(
             f"{what}: {sum(cut):,} of {len(cut):,} texts have {limit} tokens or more, of which no more are read"
-            + further * (limit < tokenizer.model_max_length)
+            + how_to_read_further(tokenizer, limit)
         )
+
+
+def how_to_read_further(tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+    """The end of a line about what was cut at a limit; empty where the model reads no more."""
+    further = "; --max-length (in a recipe: max_length) reads further, as far as the model can"
+    return further if limit < tokenizer.model_max_length else ""
 
 
 def is_text(value: Any) -> bool:

@@ -14,7 +14,7 @@ from transformers import BertForMultipleChoice, BertModel
 from fffconvert import latency, onnx_runtime
 from fffconvert.cli import main
 from fffconvert.errors import UserError
-from fffconvert.families import FAMILIES, random_ids
+from fffconvert.families import random_ids
 from fffconvert.onednn import ONEDNN
 from fffconvert.quantization import quantize
 from fffconvert.tables import show_latency
@@ -151,7 +151,7 @@ def test_layers_get_what_they_get_in_the_model(student):
     layers = student.bert.encoder.layer
     ids = random_ids(student, 1, 64)
     with torch.no_grad():
-        first, second = latency.inputs_of_layers(student, FAMILIES["bert"], 10)
+        first, second = latency.inputs_of_layers(student, 10)
         states = student(ids, output_hidden_states=True).hidden_states
         torch.testing.assert_close(first, layers[0].attention(states[0])[0][0, :10])
         torch.testing.assert_close(second, layers[1].attention(states[1])[0][0, :10])
